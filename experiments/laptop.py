@@ -1,0 +1,108 @@
+"""The laptop sweep: scaling laws of GPTs on the text that every Python installation carries.
+
+`lineage sweep laptop` trains it in about ten minutes on two cores, fits the laws and writes the
+report. Models of 6.6 thousand to 1 million non-embedding parameters read bytes.
+"""
+
+import functools
+import math
+
+from experiments import gpt as experiment
+from lineage_jax.data.packing import Batches
+from lineage_jax.data.text import TextData, TextDataset, load_text
+from lineage_jax.models import gpt
+from lineage_jax.train.optim import OptimizerConfig, adamw
+from scaling import flops
+from scaling.sweep import CHUNK, Size, Sweep
+
+SEQ_LEN, BATCH_SIZE = 64, 16
+
+# (layers, width): heads are 16 wide; each size has about twice the parameters of the one before.
+SHAPES = ((2, 16), (2, 24), (2, 32), (2, 48), (3, 64), (3, 80), (4, 96), (4, 128))
+
+# Tokens of each run, a factor of two apart; small models take longer runs than large ones.
+TOKENS = tuple(2**k * 1024 for k in range(7, 13))
+
+
+def laptop() -> Sweep:
+    """Eight sizes over two decades of non-embedding parameters, four budgets or more each.
+
+    Raises:
+      OSError: if the Python installation does not carry its own text.
+    """
+    text = load_text(TextData(seq_len=SEQ_LEN, batch_size=BATCH_SIZE))
+    optimizer = OptimizerConfig(schedule="wsd", warmup_steps=20)
+    sizes = tuple(size(text, layers, width, optimizer) for layers, width in SHAPES)
+    return Sweep(
+        name="laptop",
+        sizes=sizes,
+        train=text.train,
+        # Held-out rows in an order of their own, so that the first few come from all documents.
+        heldout=Batches(
+            text.heldout.stream, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, seed=1, shuffle=True
+        ),
+        eval_batches=64,
+        bytes_per_token=text.bytes_per_token,
+        optimizer=optimizer,
+        facts=facts(text, optimizer),
+    )
+
+
+def size(text: TextDataset, layers: int, width: int, optimizer: OptimizerConfig) -> Size:
+    """One model of the sweep."""
+    config = gpt.GPTConfig(
+        num_layers=layers,
+        embed_dim=width,
+        num_heads=max(1, width // 16),
+        head_dim=16,
+        vocab_size=text.vocab_size,
+        max_len=SEQ_LEN,
+        init_std=math.sqrt(2 / (5 * width)),  # Nguyen and Salazar 2019, section 3.2
+    )
+    model, count = gpt.GPT(config), gpt.num_params(config)
+    return Size(
+        name=f"{layers}x{width}",
+        init=functools.partial(experiment.init, model),
+        loss_fn=experiment.loss_fn(model, train=True),
+        eval_loss_fn=experiment.loss_fn(model, train=False),
+        tx=adamw(optimizer),
+        params=count["total"],
+        params_no_embed=count["non_embedding"],
+        flops_per_token=flops.gpt(config, SEQ_LEN).train(),
+        budgets=tuple(tokens // (BATCH_SIZE * SEQ_LEN) // CHUNK * CHUNK for tokens in TOKENS),
+        learning_rate=0.25 / width,  # Kaplan-like widths want rates that fall as 1 / width
+        shape={"num_layers": layers, "embed_dim": width, "seq_len": SEQ_LEN},
+    )
+
+
+def facts(text: TextDataset, optimizer: OptimizerConfig) -> dict[str, str]:
+    """What was held fixed: the checklist of Li et al. 2025 (arXiv 2502.18969)."""
+    told = text.provenance()
+    return {
+        "data": f"{text.name}: the topics of pydoc_data and the standard library's modules, "
+        f"{told['train']['tokens']:,} training tokens, digest {text.digest[:16]}",
+        "tokenizer": "bytes, and one id for the end of a document",
+        "held-out loss": f"{told['heldout']['documents']} documents kept from training, the same "
+        f"{64 * BATCH_SIZE * SEQ_LEN:,} tokens of them for every run",
+        "architecture": "GPT-2: pre-norm decoder, learned positions, tied embeddings, heads of 16",
+        "shape of the sizes": ", ".join(f"{layers} x {width}" for layers, width in SHAPES)
+        + " (layers x width)",
+        "parameter count": "with embeddings for Chinchilla's law, without for Kaplan's",
+        "FLOP count": "2 per weight and token in the blocks and the head, causal attention, "
+        "forward and backward; norms and look-ups left out",
+        "optimiser": f"AdamW, betas {optimizer.b1} and {optimizer.b2}, weight decay "
+        f"{optimizer.weight_decay} on matrices, gradients clipped at {optimizer.max_grad_norm}",
+        "learning rate": "tuned per size in factors of two, at its shortest budget, until the best "
+        "has a worse neighbour on either side",
+        "schedule": f"warm-up, constant, and a linear cool-down to zero over the last "
+        f"{optimizer.decay_fraction:.0%} of each budget, from one trunk per trial",
+        "warm-up": f"{optimizer.warmup_steps} steps, whatever the budget",
+        "batch size": f"{BATCH_SIZE} x {SEQ_LEN} tokens for every size",
+        "initialisation": "normal, variance 2 / (5 width), residual projections / sqrt(2 layers)",
+        "precision": "float32",
+        "seeds": "one",
+        "end points": "after each cool-down, on held-out text",
+    }
+
+
+SWEEPS = {"laptop": laptop}

@@ -1,0 +1,267 @@
+"""The command line: `lineage train`, `lineage sweep`, `lineage fit`, `lineage list`, ...
+
+Thin: each command reads its options, calls one function and prints what came back. Heavy imports
+wait until a command needs them, so that `lineage --help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn, TypeVar
+
+from lineage_jax import lineage
+
+T = TypeVar("T")
+
+USAGE = """\
+lineage: the lineage of modern AI in JAX, and its scaling laws
+
+  lineage list                      the milestones, as a table
+  lineage show gpt                  one milestone: its paper, its parents, its files
+  lineage train gpt --preset tiny   train one (every setting is an option: add --help)
+  lineage sweep laptop              train many sizes, fit the scaling laws, write a report
+  lineage fit RUNS.csv              fit the scaling laws to anybody's runs
+
+Add --help to any command for its options, and --debug to see where an error came from.
+Start with `lineage train gpt --preset tiny` (two minutes) or `lineage sweep laptop` (ten).
+"""
+
+EXIT_IO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class UsageError(ValueError):
+    """Something on the command line was not as wanted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command. An error that a caller can mend is one line, exit code 2, or 1 for I/O."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    try:
+        command(arguments[0])(arguments[1:])
+    except KeyboardInterrupt:
+        fail("stopped; run the same command again to go on", EXIT_INTERRUPTED)
+    except ValueError as error:
+        report(error, debug, EXIT_USAGE)
+    except (OSError, ImportError) as error:
+        report(error, debug, EXIT_IO)
+    except RuntimeError as error:  # divergence, and the device's own errors, such as no memory left
+        report(error, debug, EXIT_IO)
+
+
+def command(name: str) -> Callable[[list[str]], None]:
+    """The function behind a command's name."""
+    commands = {"list": list_, "show": show, "train": train, "sweep": sweep, "fit": fit}
+    return pick("command", name, commands, hint="`lineage --help` shows them all")
+
+
+def pick(kind: str, name: str, choices: dict[str, T], hint: str = "") -> T:
+    """The choice of that name, or a `UsageError` that names the closest."""
+    import difflib
+
+    if name not in choices:
+        close = difflib.get_close_matches(name, choices, n=2)
+        meant = f"did you mean {' or '.join(close)}?" if close else f"have {', '.join(choices)}"
+        raise UsageError(f"no {kind} is called {name!r}; {meant}{'; ' + hint if hint else ''}")
+    return choices[name]
+
+
+def report(error: Exception, debug: bool, code: int) -> NoReturn:
+    """One line of an error, or all of it under --debug."""
+    if debug:
+        traceback.print_exception(error)
+    text = str(error).strip() or type(error).__name__
+    fail(" ".join(text.split()) if len(text) < 500 else text.splitlines()[0], code)
+
+
+def fail(line: str, code: int) -> NoReturn:
+    print(f"lineage: {line}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def options(kind: type[T], default: T, arguments: Sequence[str], program: str) -> T:
+    """Reads a config from the command line; what it cannot read is a `UsageError` of one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return tyro.cli(kind, default=default, args=list(arguments), prog=program)
+    except SystemExit as stop:
+        if not stop.code:
+            print(said.getvalue(), end="")
+            raise
+    lines = [line.strip(" │╭╰─╮╯-") for line in said.getvalue().splitlines()]
+    noise = ("For full help", "Argument helptext")
+    told = [line for line in lines[1:] if line and not line.startswith(noise)]
+    raise UsageError(f"{' '.join(told)} (`{program} --help` shows every option)")
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[None]:
+    """Keeps compiled programs between starts; JAX_COMPILATION_CACHE_DIR says where."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = os.path.join(os.path.expanduser("~"), ".cache", "lineage_jax", "xla")
+        jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    yield
+
+
+def list_(arguments: Sequence[str]) -> None:
+    """`lineage list`: the milestones as a table."""
+    if arguments:
+        raise UsageError(f"`lineage list` takes nothing, got {' '.join(arguments)}")
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "milestone", "year", "what is new", "parents")
+    for one in lineage.LINEAGE:
+        table.add_row(one.name, one.title, str(one.year), one.new, ", ".join(one.parents))
+    Console(highlight=False).print(table)
+
+
+def show(arguments: Sequence[str]) -> None:
+    """`lineage show NAME`: one milestone and the tree of its parents."""
+    if len(arguments) != 1:
+        raise UsageError("wanted `lineage show NAME`; `lineage list` has the names")
+    from rich.console import Console
+    from rich.tree import Tree
+
+    one = lineage.find(arguments[0])
+    say = Console(highlight=False, soft_wrap=True).print
+    say(f"{one.title} ({one.year}): {one.new}\n{one.paper}\n{one.url}\n")
+    say(f"model       {one.module.replace('.', '/')}.py")
+    say(f"experiment  experiments/{one.name}.py   `lineage train {one.name} --help`")
+    presets = ", ".join(importlib.import_module(f"experiments.{one.name}").PRESETS)
+    say(f"presets     {presets}")
+    if one.notebook:
+        say(f"notebook    {one.notebook}")
+    say("proved      " + "\n            ".join(one.proved) + "\n")
+
+    def tree(milestone: lineage.Milestone, node: Tree) -> None:
+        for parent in map(lineage.find, milestone.parents):
+            tree(parent, node.add(f"{parent.title} ({parent.year})"))
+
+    root = Tree(f"{one.title} ({one.year})")
+    tree(one, root)
+    say(root)
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`lineage train NAME --preset PRESET`: one run."""
+    names = {one.name: one for one in lineage.LINEAGE}
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"wanted `lineage train NAME`, NAME one of {', '.join(names)}")
+    name, rest = arguments[0], list(arguments[1:])
+    pick("milestone", name, names, hint="`lineage list` shows them all")
+    module = importlib.import_module(f"experiments.{name}")
+    preset = take_option(rest, "--preset", next(iter(module.PRESETS)))
+    experiment = pick("preset", preset, module.PRESETS)()
+
+    flat = Annotated[type(experiment), _without_prefix()]
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        experiment: flat  # type: ignore[valid-type]
+        run_dir: str = os.path.join("runs", f"{name}-{preset}")
+        """Where the run is written; gs:// works."""
+        resume: bool = False
+        """Go on from the last checkpoint in --run-dir, or start if there is none."""
+
+    program = f"lineage train {name} --preset {preset}"
+    chosen = options(Options, Options(experiment), rest, program)
+    from lineage_jax import sharding
+    from lineage_jax.train import loop
+    from lineage_jax.train.progress import Progress
+    from lineage_jax.train.tracking import open_writers
+
+    loop.check_run_dir(chosen.run_dir, chosen.experiment, chosen.resume)
+    config = chosen.experiment.train
+    with compilation_cache(), Progress() as progress:
+        mesh = sharding.make_mesh(chosen.experiment.mesh)
+        result = loop.train(
+            chosen.experiment.task(),
+            config,
+            mesh,
+            chosen.run_dir,
+            experiment=chosen.experiment,
+            progress=progress,
+            writers=open_writers(config.track, chosen.run_dir),
+        )
+    loss = "  ".join(f"{key} {value:.4f}" for key, value in result.evaluation.items())
+    print(f"finished {config.num_steps} steps; held-out {loss}; written to {chosen.run_dir}")
+
+
+def _without_prefix() -> Any:
+    import tyro
+
+    return tyro.conf.arg(name="")
+
+
+def take_option(arguments: list[str], flag: str, default: str) -> str:
+    """Takes `--flag VALUE` or `--flag=VALUE` out of the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise UsageError(f"{flag} wants a value")
+            del arguments[i]
+            return arguments.pop(i)
+        if argument.startswith(f"{flag}="):
+            return arguments.pop(i).split("=", 1)[1]
+    return default
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """`lineage sweep NAME`: a sweep, its fits and its report."""
+    from experiments.laptop import SWEEPS
+
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"wanted `lineage sweep NAME`, NAME one of {', '.join(SWEEPS)}")
+    name = arguments[0]
+    spec = pick("sweep", name, SWEEPS)
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        dir: str = os.path.join("sweeps", name)
+        """Where the sweep is written. On a folder that machines share, the same command on each
+        of them shares the work."""
+        bootstrap: int = 1000
+        """Resamples behind each interval."""
+
+    chosen = options(Options, Options(), arguments[1:], f"lineage sweep {name}")
+    from lineage_jax import sharding
+    from lineage_jax.train.progress import Progress
+    from scaling import sweep as sweeps
+    from scaling.publish import publish
+
+    with compilation_cache(), Progress() as progress:
+        plan, mesh = spec(), sharding.make_mesh(sharding.MeshConfig())
+        sweeps.run(plan, chosen.dir, mesh, progress)
+        lines = publish(plan, chosen.dir, bootstrap=chosen.bootstrap)
+    print("\n".join(lines))
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """`lineage fit RUNS.csv`: the scaling laws of anybody's runs."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("wanted `lineage fit RUNS`, a .csv, .parquet or .jsonl of finished runs")
+    from scaling.publish import FitOptions, fit_file
+
+    chosen = options(FitOptions, FitOptions(), arguments[1:], f"lineage fit {arguments[0]}")
+    print("\n".join(fit_file(arguments[0], chosen)))
+
+
+if __name__ == "__main__":
+    main()

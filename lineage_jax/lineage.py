@@ -1,0 +1,78 @@
+"""The lineage as data: each milestone that has landed, and whose child it is.
+
+A milestone file may import another only if it is named here as a parent, so the import graph is
+the citation graph. `tests/test_layering.py` holds both to it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Milestone:
+    """One paper and the file that is it.
+
+    Attributes:
+      name: as the command line knows it; `experiments/<name>.py` trains it.
+      title: what it is called in a table.
+      year: of its first publication.
+      paper: authors and title.
+      url: where to read it.
+      parents: names of the milestones that it builds on.
+      module: the file, as a module path.
+      new: what it brought, in a few words.
+      proved: what the tests show of it, in a few words each.
+      notebook: in colab/, or None.
+    """
+
+    name: str
+    title: str
+    year: int
+    paper: str
+    url: str
+    parents: tuple[str, ...] = ()
+    module: str
+    new: str
+    proved: tuple[str, ...]
+    notebook: str | None = None
+
+
+LINEAGE: tuple[Milestone, ...] = (
+    Milestone(
+        name="gpt",
+        title="GPT-1, GPT-2, GPT-3",
+        year=2018,
+        paper="Radford et al. 2018, 2019; Brown et al. 2020",
+        url="https://arxiv.org/abs/2005.14165",
+        module="lineage_jax.models.gpt",
+        new="one decoder, trained on the next token alone",
+        proved=(
+            "outputs and gradients equal `transformers` OpenAI GPT and GPT-2",
+            "sharded over 8 devices on three meshes = one device",
+            "cached decoding = the full forward pass",
+        ),
+        notebook="colab/scaling_laws.py",
+    ),
+)
+
+
+def find(name: str) -> Milestone:
+    """The milestone of that name.
+
+    Raises:
+      ValueError: naming the closest names there are.
+    """
+    import difflib
+
+    names = [milestone.name for milestone in LINEAGE]
+    if name not in names:
+        close = difflib.get_close_matches(name, names) or names
+        raise ValueError(f"no milestone is called {name!r}; did you mean {', '.join(close)}?")
+    return LINEAGE[names.index(name)]
+
+
+def ancestors(milestone: Milestone, depth: int = 0) -> Iterator[tuple[int, Milestone]]:
+    """The milestone, its parents, theirs and so on, each with its distance."""
+    yield depth, milestone
+    for parent in milestone.parents:
+        yield from ancestors(find(parent), depth + 1)

@@ -1,0 +1,1 @@
+"""The milestones: one paper, one file, read from top to bottom."""

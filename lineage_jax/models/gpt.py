@@ -1,0 +1,296 @@
+"""GPT: a Transformer decoder trained to predict the next token, and nothing else.
+
+Paper:       Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training",
+             section 4.1 (GPT-1); Radford et al. 2019, "Language Models are Unsupervised Multitask
+             Learners", section 2.3 and table 2 (GPT-2); Brown et al. 2020, "Language Models are
+             Few-Shot Learners", section 2.1 and table 2.1 (GPT-3).
+             https://arxiv.org/abs/2005.14165
+Builds on:   the Transformer decoder without its encoder (Vaswani et al. 2017; Liu et al. 2018).
+What is new: one stack, pre-trained on text alone; GPT-2 moves the norms before each sublayer, adds
+             one after the last, and shrinks the residual projections by 1 / sqrt(2 L) at the start;
+             GPT-3 alternates dense with locally banded attention.
+Departures:  documents packed in one row do not attend to each other (segment ids).
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lineage_jax.nn import (
+    MLP,
+    Attention,
+    Embed,
+    KVCache,
+    LayerNorm,
+    Remat,
+    all_of,
+    causal_mask,
+    segment_mask,
+    stack,
+)
+from lineage_jax.typing import Array, Bool, Float, Int, Precision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """What must be chosen to build one GPT."""
+
+    num_layers: int
+    embed_dim: int
+    """Width of the residual stream, d_model."""
+    num_heads: int
+    vocab_size: int
+    max_len: int
+    """Longest sequence, in tokens: the rows of the table of positions."""
+    head_dim: int | None = None
+    """Width of one head; embed_dim / num_heads if not given."""
+    mlp_dim: int | None = None
+    """Width of the feed-forward layer; 4 embed_dim if not given (GPT-1, section 4.1)."""
+    norm_first: bool = True
+    """Norms before each sublayer and after the last (GPT-2), or after each sublayer (GPT-1)."""
+    local_window: int | None = None
+    """If given, every second layer reads only this many last tokens (GPT-3, section 2.1)."""
+    dropout_rate: float = 0.0
+    """On embeddings, attention weights and sublayers; GPT-1, section 4.1, has 0.1."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights (GPT-1, section 4.1)."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance in each norm, as in the released models."""
+    dtype: Precision = "float32"
+    """Of activations; logits and statistics are float32."""
+    param_dtype: Precision = "float32"
+    remat: Remat = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+    unroll: int = 1
+    """Layers in one iteration of the scan over depth."""
+
+    def __post_init__(self):
+        for name in ("num_layers", "embed_dim", "num_heads", "vocab_size", "max_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} must divide embed_dim={self.embed_dim}, "
+                "or head_dim be given"
+            )
+        if self.local_window is not None and self.local_window < 1:
+            raise ValueError(f"local_window must be at least 1, got {self.local_window}")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+
+
+def gpt1() -> GPTConfig:
+    """Radford et al. 2018, section 4.1: 117 M parameters."""
+    return GPTConfig(
+        num_layers=12,
+        embed_dim=768,
+        num_heads=12,
+        vocab_size=40_478,
+        max_len=512,
+        norm_first=False,
+        dropout_rate=0.1,
+    )
+
+
+def gpt2_small() -> GPTConfig:
+    """Radford et al. 2019, table 2, first row: printed as 117 M, 124 M as released."""
+    return gpt2(num_layers=12, embed_dim=768, num_heads=12)
+
+
+def gpt2_medium() -> GPTConfig:
+    """Radford et al. 2019, table 2, second row: printed as 345 M, 355 M as released."""
+    return gpt2(num_layers=24, embed_dim=1024, num_heads=16)
+
+
+def gpt2_large() -> GPTConfig:
+    """Radford et al. 2019, table 2, third row: printed as 762 M, 774 M as released."""
+    return gpt2(num_layers=36, embed_dim=1280, num_heads=20)
+
+
+def gpt2_xl() -> GPTConfig:
+    """Radford et al. 2019, table 2, last row: printed as 1542 M, 1558 M as released."""
+    return gpt2(num_layers=48, embed_dim=1600, num_heads=25)
+
+
+def gpt2(*, num_layers: int, embed_dim: int, num_heads: int) -> GPTConfig:
+    """Any row of GPT-2's table 2, with the vocabulary and context of section 2.3."""
+    return GPTConfig(
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        vocab_size=50_257,
+        max_len=1024,
+        dropout_rate=0.1,  # as released
+    )
+
+
+def gpt3_125m() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3 Small."""
+    return gpt3(num_layers=12, embed_dim=768, num_heads=12, head_dim=64)
+
+
+def gpt3_1_3b() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3 XL, whose 24 heads of 128 are wider than its stream."""
+    return gpt3(num_layers=24, embed_dim=2048, num_heads=24, head_dim=128)
+
+
+def gpt3_6_7b() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3 6.7B."""
+    return gpt3(num_layers=32, embed_dim=4096, num_heads=32, head_dim=128)
+
+
+def gpt3_13b() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3 13B, printed 5140 wide with 40 heads of 128."""
+    return gpt3(num_layers=40, embed_dim=5140, num_heads=40, head_dim=128)
+
+
+def gpt3_175b() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3."""
+    return gpt3(num_layers=96, embed_dim=12_288, num_heads=96, head_dim=128)
+
+
+def gpt3(*, num_layers: int, embed_dim: int, num_heads: int, head_dim: int) -> GPTConfig:
+    """Any row of GPT-3's table 2.1: context 2048, dense and banded layers in turn.
+
+    The paper does not print the band's width; 256 is GPT-Neo's (Black et al. 2021), which
+    reproduces the pattern.
+    """
+    return GPTConfig(
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        vocab_size=50_257,
+        max_len=2048,
+        local_window=256,
+        dtype="bfloat16",
+        remat="full",
+    )
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward layer, each added to the residual stream."""
+
+    config: GPTConfig
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        shared: tuple[Int[Array, "#B T"], Int[Array, "#B S"], Bool[Array, "#B 1 T S"] | None],
+        per_layer: tuple[Int[Array, ""], KVCache | None],
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        c = self.config
+        (queries, keys, same_segment), (window, cache) = shared, per_layer
+        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        head_dim = c.head_dim or c.embed_dim // c.num_heads
+        out_std = c.init_std / math.sqrt(2 * c.num_layers) if c.norm_first else c.init_std
+        norm = functools.partial(LayerNorm, c.norm_epsilon, **types)
+        drop = nn.Dropout(c.dropout_rate, deterministic=not self.train)
+        attention = Attention(
+            num_heads=c.num_heads,
+            num_kv_heads=c.num_heads,
+            head_dim=head_dim,
+            stddev=c.init_std,
+            out_stddev=out_std,
+            dropout_rate=c.dropout_rate,
+            name="attention",
+            **types,
+        )
+        mlp = MLP(c.mlp_dim or 4 * c.embed_dim, nn.gelu, c.init_std, out_std, name="mlp", **types)
+        attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
+        mask = all_of(causal_mask(queries, keys, window), same_segment)
+        if c.norm_first:  # GPT-2, section 2.3
+            attended, cache = attention(attention_norm(x), mask, queries, cache, self.train)
+            x = x + drop(attended)
+            x = x + drop(mlp(mlp_norm(x)))
+        else:
+            attended, cache = attention(x, mask, queries, cache, self.train)
+            x = attention_norm(x + drop(attended))
+            x = mlp_norm(x + drop(mlp(x)))
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
+
+
+class GPT(nn.Module):
+    """Scores every next token of a batch of sequences."""
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
+        """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
+
+        Args:
+          tokens: ids in [0, vocab_size).
+          positions: of each token in its document, in [0, max_len); 0 ... T - 1 if not given.
+          segment_ids: which document of its row a token belongs to; one document if not given.
+          cache: keys and values of earlier positions (`empty_cache`); the tokens are written to
+            it at `positions`, which must then be given.
+          train: whether dropout acts; it then needs an rng named "dropout".
+
+        Returns:
+          The logits, and the cache with these tokens in it (None if none was given).
+        """
+        c = self.config
+        length, types = tokens.shape[1], dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        if length > c.max_len:
+            raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
+        index = jnp.arange(length)[None]  # 1 T
+        if positions is None:
+            positions = index
+        embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
+        place = Embed(c.max_len, c.embed_dim, "position", c.init_std, name="positions", **types)
+        x = embed(tokens) + place(positions)  # B T D
+        x = nn.Dropout(c.dropout_rate, deterministic=not train)(x)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
+
+        same_segment = None if segment_ids is None else segment_mask(segment_ids, segment_ids)
+        queries, keys = index, index
+        if cache is not None:
+            queries, keys = positions, jnp.arange(cache.keys.shape[2])[None]  # B T, 1 S
+        shared, per_layer = (queries, keys, same_segment), (windows(c), cache)
+        blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
+        x, cache = blocks(c, train, name="blocks")(x, shared, per_layer)
+        if c.norm_first:
+            x = LayerNorm(c.norm_epsilon, name="final_norm", **types)(x)
+        return embed.attend(x), cache  # B T V, the table tied
+
+
+def windows(config: GPTConfig) -> Int[Array, "L"]:
+    """How many last tokens each layer reads: all, or in every second layer the local window."""
+    layers = jnp.arange(config.num_layers)
+    if config.local_window is None:
+        return jnp.full_like(layers, config.max_len)
+    return jnp.where(layers % 2 == 0, config.max_len, config.local_window)
+
+
+def empty_cache(config: GPTConfig, batch_size: int, length: int) -> KVCache:
+    """Room for `length` positions of `batch_size` sequences in every layer."""
+    head_dim = config.head_dim or config.embed_dim // config.num_heads
+    shape = (config.num_layers, batch_size, length, config.num_heads, head_dim)
+    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+def num_params(config: GPTConfig) -> dict[str, int]:
+    """How many parameters there are: "total", and "non_embedding" as Kaplan et al. 2020 count.
+
+    The latter (their section 2.1) leaves out the tables of tokens and positions.
+    """
+    shapes = jax.eval_shape(
+        GPT(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    )["params"]
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    tables = (config.vocab_size + config.max_len) * config.embed_dim
+    return {"total": total, "non_embedding": total - tables}

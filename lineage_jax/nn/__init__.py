@@ -1,0 +1,25 @@
+"""Layers that two or more milestones use. They know no paper; a milestone file arranges them."""
+
+from lineage_jax.nn.attention import Attention, KVCache, dot_product_attention
+from lineage_jax.nn.embed import Embed
+from lineage_jax.nn.linear import Linear, project
+from lineage_jax.nn.masks import all_of, causal_mask, segment_mask
+from lineage_jax.nn.mlp import MLP
+from lineage_jax.nn.norms import LayerNorm
+from lineage_jax.nn.stack import Remat, stack
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Embed",
+    "KVCache",
+    "LayerNorm",
+    "Linear",
+    "Remat",
+    "all_of",
+    "causal_mask",
+    "dot_product_attention",
+    "project",
+    "segment_mask",
+    "stack",
+]

@@ -1,0 +1,122 @@
+"""Attention: a weighted average of values, the weights from queries and keys."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lineage_jax.nn.linear import Linear
+from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
+
+MASKED = -1e30  # finite, so that a row with no visible key gives an average and not NaN
+
+
+def dot_product_attention(
+    query: Float[Array, "B T H K"],
+    keys: Float[Array, "B S G K"],
+    values: Float[Array, "B S G K"],
+    mask: Bool[Array, "#B 1 #T S"] | None = None,
+    dropout: nn.Module | None = None,
+) -> Float[Array, "B T H K"]:
+    """softmax(q k / sqrt(K)) v (Vaswani et al. 2017, equation 1), softmax in float32.
+
+    Query heads share key-value heads in groups of H / G (Ainslie et al. 2023): query head h reads
+    key-value head h // (H / G).
+
+    Args:
+      query, keys, values: projected heads.
+      mask: True where a query may read a key.
+      dropout: applied to the weights.
+    """
+    num_groups, head_dim = keys.shape[2:]
+    grouped = query.reshape(*query.shape[:2], num_groups, -1, head_dim)  # B T G H/G K
+    scores = jnp.einsum("btghk,bsgk->bghts", grouped, keys)
+    scores = scores.astype(jnp.float32) / math.sqrt(head_dim)
+    if mask is not None:
+        scores = jnp.where(mask[:, :, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    return jnp.einsum("bghts,bsgk->btghk", weights, values).reshape(query.shape)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the positions read so far; slot s holds position s.
+
+    A query at position p sees slots 0 ... p only, so whatever a slot after p holds is never read:
+    right-padded prompts of unequal length need no mask of their own, and each row goes on at its
+    own position.
+    """
+
+    keys: Float[Array, "*L B S G K"]
+    values: Float[Array, "*L B S G K"]
+
+    def write(
+        self,
+        positions: Int[Array, "B T"],
+        keys: Float[Array, "B T G K"],
+        values: Float[Array, "B T G K"],
+    ) -> "KVCache":
+        """The cache with new keys and values at their positions."""
+        rows = jnp.arange(positions.shape[0])[:, None]
+        return KVCache(
+            self.keys.at[rows, positions].set(keys.astype(self.keys.dtype)),
+            self.values.at[rows, positions].set(values.astype(self.values.dtype)),
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a cache passed in and returned."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    stddev: float
+    out_stddev: float
+    use_bias: bool = True
+    dropout_rate: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "#B 1 T S"],
+        positions: Int[Array, "#B T"],
+        cache: KVCache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Attends within x, or within the cache after x has been written to it.
+
+        Returns:
+          The attended values, projected to the width of x, and the cache with x in it.
+        """
+        width = x.shape[-1]
+        types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def heads(name, num_heads, axis):
+            outputs, axes = (num_heads, self.head_dim), ("embed", axis, "head")
+            return Linear((width,), outputs, axes, self.stddev, name=name, **types)(x)
+
+        query = heads("query", self.num_heads, "heads")  # B T H K
+        keys = heads("key", self.num_kv_heads, "kv_heads")  # B T G K
+        values = heads("value", self.num_kv_heads, "kv_heads")  # B T G K
+        if cache is not None:
+            cache = cache.write(positions, keys, values)
+            keys, values = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)
+        dropout = None
+        if train and self.dropout_rate:
+            dropout = nn.Dropout(self.dropout_rate, deterministic=False)
+        attended = dot_product_attention(query, keys, values, mask, dropout)  # B T H K
+        out = Linear(
+            (self.num_heads, self.head_dim),
+            (width,),
+            ("heads", "head", "embed"),
+            self.out_stddev,
+            name="out",
+            **types,
+        )
+        return out(attended), cache

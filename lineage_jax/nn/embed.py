@@ -1,0 +1,37 @@
+"""Tables of vectors, looked up by id."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lineage_jax.nn.linear import project
+from lineage_jax.typing import Array, DTypeLike, Float, Int
+
+
+class Embed(nn.Module):
+    """One row of a table for each id; the same table can score hidden states (`attend`).
+
+    Ids must be in [0, num_embeddings): inside a compiled program nothing can refuse them, so the
+    data package does. The table's axes are named (`axis`, "embed").
+    """
+
+    num_embeddings: int
+    embed_dim: int
+    axis: str = "vocab"
+    stddev: float = 0.02
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(self.stddev), (self.axis, "embed")
+        )
+        self.table = self.param(
+            "table", init, (self.num_embeddings, self.embed_dim), self.param_dtype
+        )
+
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return jnp.take(self.table, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores each id by the inner product with its row; float32."""
+        return project(x, self.table.astype(x.dtype).T).astype(jnp.float32)

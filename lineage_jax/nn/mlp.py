@@ -1,0 +1,29 @@
+"""The position-wise feed-forward layer."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lineage_jax.nn.linear import Linear
+from lineage_jax.typing import Array, DTypeLike, Float
+
+
+class MLP(nn.Module):
+    """Two linear maps with a nonlinearity between (Vaswani et al. 2017, equation 2)."""
+
+    mlp_dim: int
+    activation: Callable[[Array], Array]
+    stddev: float
+    out_stddev: float
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        width, types = x.shape[-1], dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        up = Linear((width,), (self.mlp_dim,), ("embed", "mlp"), self.stddev, name="up", **types)
+        down = Linear(
+            (self.mlp_dim,), (width,), ("mlp", "embed"), self.out_stddev, name="down", **types
+        )
+        return down(self.activation(up(x)))

@@ -1,0 +1,33 @@
+"""Normalisation over the width of the residual stream."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lineage_jax.typing import Array, DTypeLike, Float
+
+
+def normalize(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]:
+    """(x - mean) / sqrt(variance + epsilon) over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with a learned scale and bias (Ba et al. 2016, equation 4)."""
+
+    epsilon: float = 1e-5  # torch.nn.LayerNorm, and every released GPT
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        def vector(name, init):
+            init = nn.with_logical_partitioning(init, ("embed_vector",))
+            value = self.param(name, init, x.shape[-1:], self.param_dtype)
+            return value.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + x.shape[-1:])
+
+        scale = vector("scale", nn.initializers.ones)
+        bias = vector("bias", nn.initializers.zeros)
+        return (normalize(x, self.epsilon) * scale + bias).astype(self.dtype)

@@ -1,0 +1,1 @@
+"""Objectives: arrays in, scalar out. No parameters, no model."""

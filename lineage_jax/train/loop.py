@@ -1,0 +1,387 @@
+"""The loop around the step: data in, metrics out, checkpoints, evaluation, samples, signals."""
+
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from lineage_jax import sharding
+from lineage_jax.train.checkpoint import Checkpoints
+from lineage_jax.train.metrics import (
+    JsonLines,
+    Writer,
+    config_json,
+    environment,
+    peak_flops,
+    write_json,
+)
+from lineage_jax.train.progress import Progress
+from lineage_jax.train.state import TrainState
+from lineage_jax.train.step import LossFn, make_train_step
+from lineage_jax.typing import Params, PRNGKeyArray
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that was not finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train, and what to write down on the way."""
+
+    num_steps: int = 1000
+    seed: int = 0
+    accumulate: int = 1
+    """Micro-batches that a batch is computed in, to save memory."""
+    log_every: int = 10
+    """Steps between two fetches of the metrics; every step's line is written all the same."""
+    eval_every: int = 250
+    """Steps between two evaluations; one more at the end."""
+    checkpoint_every: int = 250
+    """Steps between two checkpoints; one more at the end."""
+    keep_checkpoints: int = 3
+    max_skipped: int = 10
+    """Steps in a row whose gradient is not finite after which training stops."""
+    track: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where metrics go besides metrics.jsonl (the extra `track`)."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("seed", "track") and value < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {value}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What an experiment hands to the loop: everything that depends on the milestone.
+
+    Attributes:
+      name: of the experiment.
+      init: from a key, the boxed parameters and `extra`.
+      loss_fn: the objective in training; `eval_loss_fn` the same without dropout.
+      tx: the optimiser, whose update takes `learning_rate`.
+      learning_rate: of each step, from 0.
+      train_batch: this process's rows of the batch of each step.
+      eval_batches: this process's rows of each evaluation batch, in turn.
+      batch_size: rows of a global batch.
+      tokens_per_step: of a global batch, padding included.
+      flops_per_token: of the forward and backward pass, for MFU.
+      max_grad_norm: see `make_train_step`.
+      after: see `make_train_step`.
+      summarise: adds what follows from an evaluation's means (bits per byte from the loss).
+      sample: from parameters and a key, text to look at, or None.
+      provenance: what the record of a run says of its data; plain JSON types.
+    """
+
+    name: str
+    init: Callable[[PRNGKeyArray], tuple[Any, Any]]
+    loss_fn: LossFn
+    eval_loss_fn: LossFn
+    tx: optax.GradientTransformation
+    learning_rate: Callable[[int], float]
+    train_batch: Callable[[int], Mapping[str, np.ndarray]]
+    eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+    batch_size: int
+    tokens_per_step: int
+    flops_per_token: float
+    max_grad_norm: float | None = None
+    after: Callable[[Params, Any], Any] | None = None
+    summarise: Callable[[dict[str, float]], dict[str, float]] = lambda means: means
+    sample: Callable[[Params, PRNGKeyArray], str] | None = None
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def initial_state(task: Task, mesh: Mesh, seed: int) -> TrainState:
+    """The state before the first step, each array made where it lives on the mesh."""
+
+    def create():
+        params, extra = task.init(jax.random.key(seed))
+        return TrainState.create(params, task.tx, seed=seed, extra=extra)
+
+    return sharding.init_sharded(create, mesh)
+
+
+def evaluate(eval_step: Callable, state: TrainState, task: Task, mesh: Mesh) -> dict[str, float]:
+    """Means of the metrics over every evaluation batch, weighted by their counts."""
+    sums: dict[str, np.ndarray] = {}
+    for batch in task.eval_batches():
+        metrics = eval_step(state, sharding.place(batch, sharding.batch_sharding(mesh)))
+        for name, pair in jax.device_get(metrics).items():
+            sums[name] = sums.get(name, 0.0) + np.asarray(pair, np.float64)
+    means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
+    return task.summarise(means)
+
+
+def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Any]:
+    """The metrics of one batch, with no update."""
+
+    def eval_step(state, batch):
+        return loss_fn(state.params, state.extra, batch, state.rng())[1][1]
+
+    return eval_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: its last state and its last evaluation."""
+
+    state: TrainState
+    evaluation: dict[str, float]
+
+
+def train(
+    task: Task,
+    config: TrainConfig,
+    mesh: Mesh,
+    folder: epath.PathLike,
+    *,
+    experiment: Any = None,
+    progress: Progress,
+    writers: Sequence[Writer] = (),
+) -> Result:
+    """Trains from the latest intact checkpoint in `folder`, or from the start.
+
+    A run that is killed and called again gives the same losses, bit for bit, as one that is not.
+
+    Args:
+      task: what to train.
+      config: how long.
+      mesh: the devices.
+      folder: the run directory (local or gs://).
+      experiment: the config tree to record in config.json.
+      progress: what a person sees.
+      writers: receive every step's scalars besides metrics.jsonl.
+
+    Raises:
+      DivergedError: after `max_skipped` steps in a row that were not finite.
+      SystemExit: with code 75 after SIGTERM, everything saved.
+      OSError: if a checkpoint or the metrics cannot be written.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sharding.check_batch_size(task.batch_size, mesh)
+    if task.batch_size % config.accumulate:
+        raise ValueError(
+            f"batch size {task.batch_size} does not divide in accumulate={config.accumulate} "
+            "micro-batches; choose one that divides it"
+        )
+    state = initial_state(task, mesh, config.seed)
+    with (
+        Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints) as checkpoints,
+        Interruption() as interruption,
+    ):
+        restored = checkpoints.restore_latest(state)
+        if restored:
+            step, state, problems = restored
+            for problem in problems:
+                progress.say(f"passed over: {problem}")
+            progress.say(f"resumed from step {step}")
+        run = Run(task, config, mesh, folder, state, checkpoints, interruption, progress, writers)
+        if jax.process_index() == 0:
+            write_json(folder / "config.json", config_json(experiment) if experiment else {})
+            write_json(folder / "env.json", {**environment(), "data": dict(task.provenance)})
+        try:
+            return run.to_the_end()
+        except BaseException as error:
+            run.close(error)
+            raise
+
+
+MAY_CHANGE = ("mesh", "train")
+"""Parts of a config that a resumed run may change: where and how long it runs."""
+
+
+def check_run_dir(folder: epath.PathLike, experiment: Any, resume: bool) -> None:
+    """Refuses to write over another run, or to resume one with another config.
+
+    Raises:
+      ValueError: naming the settings that differ.
+    """
+    recorded = epath.Path(folder) / "config.json"
+    if not recorded.exists():
+        return
+    if not resume:
+        raise ValueError(
+            f"{folder} holds a run already; add --resume to go on with it, or choose another "
+            "--run-dir"
+        )
+    old, new = json.loads(recorded.read_text()), config_json(experiment)
+    for part in new.keys() - set(MAY_CHANGE):
+        for name, value in new[part].items():
+            if old.get(part, {}).get(name) != value:
+                raise ValueError(
+                    f"cannot resume {folder}: {part}.{name} was {old.get(part, {}).get(name)!r}, "
+                    f"now {value!r}; give the settings it began with, or another --run-dir"
+                )
+
+
+class Interruption:
+    """Notes a SIGTERM, so that the loop can save and leave at the next step."""
+
+    def __enter__(self) -> "Interruption":
+        self.asked = False
+        self._old = None
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+
+class Run:
+    """One run under way: what `train` keeps between two steps."""
+
+    def __init__(
+        self, task, config, mesh, folder, state, checkpoints, interruption, progress, writers
+    ):
+        self.task, self.config, self.mesh, self.folder = task, config, mesh, folder
+        self.state, self.checkpoints, self.progress = state, checkpoints, progress
+        self.interruption = interruption
+        self.step = int(state.step)
+        self.skipped_in_a_row = int(state.skipped)
+        self.saved_step = self.step if self.step else None
+        self.pending: list[tuple[int, Any]] = []
+        self.evaluation: dict[str, float] = {}
+        self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
+        self.writers = [self.metrics, *writers]
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        self.train_step = jax.jit(
+            make_train_step(
+                task.loss_fn,
+                task.tx,
+                accumulate=config.accumulate,
+                max_grad_norm=task.max_grad_norm,
+                after=task.after,
+            ),
+            in_shardings=(shardings, batch, whole),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        )
+        self.eval_step = jax.jit(
+            make_eval_step(task.eval_loss_fn),
+            in_shardings=(shardings, batch),
+            out_shardings=whole,
+        )
+        self.peak, self.peak_source = peak_flops(mesh.devices.flat[0])
+
+    def to_the_end(self) -> Result:
+        """Steps until num_steps, a signal or an error."""
+        config, bar = self.config, self.progress.add(self.task.name, self.config.num_steps)
+        self.status("running")
+        since, first = time.perf_counter(), self.step
+        with sharding.use(self.mesh):
+            while self.step < config.num_steps:
+                self.advance()
+                if self.due(config.log_every):
+                    loss = self.fetch()
+                    now = time.perf_counter()
+                    speed = self.speed((self.step - first) / (now - since))
+                    since, first = now, self.step
+                    self.progress.update(bar, self.step, f"loss {loss:.4f}  {speed}")
+                if self.due(config.eval_every):
+                    self.evaluate()
+                    since, first = time.perf_counter(), self.step
+                if self.due(config.checkpoint_every) or self.interruption.asked:
+                    self.save()
+                if self.interruption.asked:
+                    raise SystemExit(EXIT_PREEMPTED)
+            if not self.evaluation:  # a run that was already at its end
+                self.evaluation = evaluate(self.eval_step, self.state, self.task, self.mesh)
+        self.close(None)
+        return Result(self.state, self.evaluation)
+
+    def due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.num_steps
+
+    def advance(self) -> None:
+        """One step; its metrics stay on the device."""
+        batch = sharding.place(self.task.train_batch(self.step), sharding.batch_sharding(self.mesh))
+        rate = np.float32(self.task.learning_rate(self.step))
+        self.state, metrics = self.train_step(self.state, batch, rate)
+        self.step += 1
+        self.pending.append((self.step, {**metrics, "learning_rate": (rate, 1.0)}))
+
+    def fetch(self) -> float:
+        """Writes down the metrics of the steps since the last fetch; the last loss."""
+        loss = float("nan")
+        for step, metrics in jax.device_get(self.pending):
+            means = {k: float(total) / float(count or 1) for k, (total, count) in metrics.items()}
+            if means["skipped"]:
+                means = {"skipped": 1.0, "learning_rate": means["learning_rate"]}
+                self.skipped_in_a_row += 1
+            else:
+                loss, self.skipped_in_a_row = means["loss"], 0
+            for writer in self.writers:
+                writer.write(step, means)
+            if self.skipped_in_a_row >= self.config.max_skipped:
+                raise DivergedError(
+                    f"the loss or gradient of {self.skipped_in_a_row} steps in a row, up to step "
+                    f"{step}, was not finite; lower the learning rate, or look at batches "
+                    f"{step - self.skipped_in_a_row} to {step - 1} of data seed {self.config.seed}"
+                )
+        self.pending = []
+        return loss
+
+    def evaluate(self) -> None:
+        self.evaluation = evaluate(self.eval_step, self.state, self.task, self.mesh)
+        values = {f"eval_{name}": value for name, value in self.evaluation.items()}
+        for writer in self.writers:
+            writer.write(self.step, values)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in self.evaluation.items())
+        self.progress.say(f"step {self.step}: held-out {shown}")
+        if self.task.sample and jax.process_index() == 0:
+            text = self.task.sample(self.state.params, self.state.rng())
+            samples = self.folder / "samples"
+            samples.mkdir(exist_ok=True)
+            (samples / f"{self.step:08d}.txt").write_text(text)
+
+    def save(self) -> None:
+        """A checkpoint, with every line of metrics up to it already on disk."""
+        if self.saved_step == self.step:
+            return
+        self.fetch()
+        self.metrics.flush()
+        self.checkpoints.save(self.step, self.state)
+        self.saved_step = self.step
+
+    def speed(self, steps_per_second: float) -> str:
+        tokens = steps_per_second * self.task.tokens_per_step
+        mfu = tokens * self.task.flops_per_token / (self.peak * self.mesh.size)
+        return f"{tokens:,.0f} tokens/s  MFU {mfu:.0%} of {self.peak_source}"
+
+    def status(self, state: str, why: str = "") -> None:
+        if jax.process_index() == 0:
+            value = {"status": state, "step": self.step, "num_steps": self.config.num_steps}
+            write_json(self.folder / "STATUS.json", {**value, **({"why": why} if why else {})})
+
+    def close(self, error: BaseException | None) -> None:
+        """Writes down what is known and how it ended."""
+        if error is None:
+            self.metrics.flush()
+            self.checkpoints.wait()
+            self.status("finished")
+        elif isinstance(error, SystemExit):
+            self.checkpoints.wait()
+            self.status("preempted", "SIGTERM; run the same command with --resume")
+        else:
+            self.status("failed", (str(error) or type(error).__name__).splitlines()[0])
+        for writer in self.writers:
+            writer.close()
