@@ -206,7 +206,10 @@ PRESETS: Mapping[str, Callable[[], GPTExperiment]] = {
     "gpt2_xl": lambda: gpt2(gpt.gpt2_xl(), rate=2e-4),
     # Learning rates and batches of table 2.1: 0.5 M tokens as 2^19, and so on.
     "gpt3_125m": lambda: gpt3(gpt.gpt3_125m(), rate=6e-4, batch_tokens=2**19),
+    "gpt3_350m": lambda: gpt3(gpt.gpt3_350m(), rate=3e-4, batch_tokens=2**19),
+    "gpt3_760m": lambda: gpt3(gpt.gpt3_760m(), rate=2.5e-4, batch_tokens=2**19),
     "gpt3_1_3b": lambda: gpt3(gpt.gpt3_1_3b(), rate=2e-4, batch_tokens=2**20),
+    "gpt3_2_7b": lambda: gpt3(gpt.gpt3_2_7b(), rate=1.6e-4, batch_tokens=2**20),
     "gpt3_6_7b": lambda: gpt3(gpt.gpt3_6_7b(), rate=1.2e-4, batch_tokens=2**21),
     "gpt3_13b": lambda: gpt3(gpt.gpt3_13b(), rate=1e-4, batch_tokens=2**21),
     "gpt3_175b": lambda: gpt3(gpt.gpt3_175b(), rate=0.6e-4, batch_tokens=3 * 2**20 + 2**17),

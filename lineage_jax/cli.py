@@ -168,13 +168,13 @@ def train(arguments: Sequence[str]) -> None:
     pick("milestone", name, names, hint="`lineage list` shows them all")
     module = importlib.import_module(f"experiments.{name}")
     preset = take_option(rest, "--preset", next(iter(module.PRESETS)))
-    experiment = pick("preset", preset, module.PRESETS)()
+    experiment: Any = pick("preset", preset, module.PRESETS)()
 
-    flat = Annotated[type(experiment), _without_prefix()]
+    flat: Any = Annotated[type(experiment), _without_prefix()]
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        experiment: flat  # type: ignore[valid-type]
+        experiment: flat
         run_dir: str = os.path.join("runs", f"{name}-{preset}")
         """Where the run is written; gs:// works."""
         resume: bool = False

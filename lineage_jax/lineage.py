@@ -76,3 +76,13 @@ def ancestors(milestone: Milestone, depth: int = 0) -> Iterator[tuple[int, Miles
     yield depth, milestone
     for parent in milestone.parents:
         yield from ancestors(find(parent), depth + 1)
+
+
+def markdown_table() -> str:
+    """The milestones as the table that stands in the README."""
+    lines = ["| milestone | year | what is new | what is proved |", "|---|---|---|---|"]
+    for one in LINEAGE:
+        name = f"[{one.title}]({one.module.replace('.', '/')}.py)"
+        proved = "<br>".join(one.proved)
+        lines.append(f"| {name} | {one.year} | {one.new} | {proved} |")
+    return "\n".join(lines)

@@ -1,0 +1,33 @@
+"""Scaling laws: run or read a sweep, fit the laws, forecast, report.
+
+    runs = read_runs("x.csv", where="outlier_excluded==0")
+    law = fit(runs, "chinchilla", bootstrap=4000)
+    law.predict(params=70e9, tokens=1.4e12, interval=0.95)
+"""
+
+from scaling.envelope import Frontier, fit_envelope
+from scaling.fit import Fit, fit
+from scaling.isoflop import fit_isoflop
+from scaling.laws import LAWS, Law, Parameter
+from scaling.report import write_report
+from scaling.runs import Runs, read_curves, read_runs, write_curves, write_runs
+from scaling.study import Study, study
+
+__all__ = [
+    "LAWS",
+    "Fit",
+    "Frontier",
+    "Law",
+    "Parameter",
+    "Runs",
+    "Study",
+    "fit",
+    "fit_envelope",
+    "fit_isoflop",
+    "read_curves",
+    "read_runs",
+    "study",
+    "write_curves",
+    "write_report",
+    "write_runs",
+]

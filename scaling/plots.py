@@ -22,6 +22,7 @@ from scaling.study import HEADLINE, Study, quantity, unbeaten
 INK, MUTED, FAINT, ACCENT, PAPER = "#1c2128", "#59636e", "#d5dae0", "#c2361c", "#fefefe"
 DARK = {INK: "#e8ebef", MUTED: "#9aa4b0", FAINT: "#363d47", ACCENT: "#ff8062", PAPER: "#161a20"}
 SIZE = (5.0, 3.7)  # inches
+CROWD = 25  # more sizes than this, and lines that join the runs of each would be a thicket
 MATHS = "#3a6ea5"  # second voice: fitted lines that belong to no size
 DARK |= {MATHS: "#7fb2e8"}
 
@@ -63,34 +64,53 @@ def figures(study: Study) -> dict[str, tuple[Figure, str]]:
 
 
 CAPTIONS = {
-    "forecast": "The forecast. Dots are the runs that were fitted, one colour per model size; lines "
-    "are the Chinchilla law fitted to them. The red band is the 95 % interval that it gave for the "
-    "held-out size before that size was looked at; red diamonds are what was then measured. "
-    "Diamonds inside the band: the law carries to the larger size.",
-    "curves": "Loss while training. One colour per model size, smallest darkest; dots are the end "
-    "points that the laws are fitted to, after the learning rate has decayed. A larger model should "
-    "run below a smaller one; where it does not, it is undertrained or its learning rate is wrong.",
-    "kaplan_n": "Kaplan's L(N). Loss against parameters, fitted to the runs that no smaller model "
-    "beats (filled). A straight line in these axes is a power law. Points that bend above it at the "
-    "right are held back by data, not by size.",
-    "kaplan_d": "Kaplan's L(D). Loss against training tokens, fitted to the runs that none with "
-    "fewer tokens beats (filled). Points that bend above the line at the right are held back by "
-    "size, not by data.",
-    "isoflop": "Approach 2. Each parabola joins runs of equal compute, labelled in FLOPs; its "
-    "vertex (red) is the best size for that compute. Vertices should move right as compute grows. "
-    "Dashed: no minimum was bracketed among the sizes, and the budget is not used.",
-    "envelope": "Approach 1. Every run against its compute. The line is the lower envelope; the "
-    "runs on it (ringed) were the best use of their compute, and their sizes give the exponent.",
-    "allocation": "The best size for a budget. How large a model should be for its compute, by the "
-    "three approaches, with 95 % bands. Where the lines agree the answer does not depend on the "
-    "method. Left of the dotted line is measured, right of it extrapolated.",
-    "residuals": "What the law misses. Predicted minus measured, in percent of the loss, against "
-    "compute. Dots were fitted; red diamonds were held out, with their 95 % intervals. A trend or "
-    "a curve would mean that the law has the wrong form; scatter is noise between runs.",
-    "exponents": "The bootstrap. Each dot is the pair of Chinchilla exponents refitted to one "
-    "resampling of the runs; the cross is the fit. A small round cloud is well determined; a long "
-    "one means that the two trade against each other. Above the diagonal, compute is better spent "
-    "on parameters than on tokens; below it, on tokens.",
+    "forecast": (
+        "The forecast. Dots are the runs that were fitted, one colour per model size; lines are "
+        "the Chinchilla law fitted to them. The red band is the 95 % interval that it gave for "
+        "the held-out size before that size was looked at; red diamonds are what was then "
+        "measured. Diamonds inside the band: the law carries to the larger size."
+    ),
+    "curves": (
+        "Loss while training. One colour per model size, smallest darkest; dots are the end "
+        "points that the laws are fitted to, after the learning rate has decayed. A larger model "
+        "should run below a smaller one; where it does not, it is undertrained or its learning "
+        "rate is wrong."
+    ),
+    "kaplan_n": (
+        "Kaplan's L(N). Loss against parameters, fitted to the runs that no smaller model beats "
+        "(filled). A straight line in these axes is a power law. Points that bend above it at the"
+        " right are held back by data, not by size."
+    ),
+    "kaplan_d": (
+        "Kaplan's L(D). Loss against training tokens, fitted to the runs that none with fewer "
+        "tokens beats (filled). Points that bend above the line at the right are held back by "
+        "size, not by data."
+    ),
+    "isoflop": (
+        "Approach 2. Each parabola joins runs of equal compute, labelled in FLOPs; its vertex "
+        "(red) is the best size for that compute. Vertices should move right as compute grows. "
+        "Dashed: no minimum was bracketed among the sizes, and the budget is not used."
+    ),
+    "envelope": (
+        "Approach 1. Every run against its compute. The line is the lower envelope; the runs on "
+        "it (ringed) were the best use of their compute, and their sizes give the exponent."
+    ),
+    "allocation": (
+        "The best size for a budget. How large a model should be for its compute, by the three "
+        "approaches, with 95 % bands. Where the lines agree the answer does not depend on the "
+        "method. Left of the dotted line is measured, right of it extrapolated."
+    ),
+    "residuals": (
+        "What the law misses. Predicted minus measured, in percent of the loss, against compute. "
+        "Dots were fitted; red diamonds were held out, with their 95 % intervals. A trend or a "
+        "curve would mean that the law has the wrong form; scatter is noise between runs."
+    ),
+    "exponents": (
+        "The bootstrap. Each dot is the pair of Chinchilla exponents refitted to one resampling "
+        "of the runs; the cross is the fit. A small round cloud is well determined; a long one "
+        "means that the two trade against each other. Above the diagonal, compute is better spent"
+        " on parameters than on tokens; below it, on tokens."
+    ),
 }
 
 
@@ -143,12 +163,12 @@ def loss_curves(study: Study) -> Figure:
     for size, colour in colours.items():
         mine = runs["params"] == size
         tokens, loss = runs["tokens"][mine], runs["loss"][mine]
-        if study.curves is None:
+        if study.curves is None and len(colours) <= CROWD:
             axes.plot(tokens, loss, color=colour, lw=1.0, alpha=0.8)
         axes.plot(tokens, loss, "o", color=colour, mec=PAPER, mew=0.6, ms=5.5, zorder=3)
         if size in named:
-            x = runs["tokens"].max() * 1.08
-            _end_label(axes, x, loss[np.argmax(tokens)], quantity(size), colour)
+            last = np.argmax(tokens)
+            _end_label(axes, tokens[last], loss[last], quantity(size), colour)
     _log(axes, "xy")
     return _spread_labels(figure)
 
@@ -224,14 +244,14 @@ def envelope(study: Study) -> Figure:
     figure, axes = _figure("training FLOPs", "loss, nats per token")
     runs, front = study.runs, study.frontiers["envelope"]
     named = _named(runs["params"])
-    for size, colour in size_colours(study).items():
+    colours = size_colours(study)
+    for size, colour in colours.items():
         mine = runs["params"] == size
-        axes.plot(
-            runs["flops"][mine], runs["loss"][mine], "-o", color=colour, lw=0.8, ms=4, mec="none"
-        )
-        last = np.flatnonzero(mine)[np.argmax(runs["flops"][mine])]
+        style = "-o" if len(colours) <= CROWD else "o"
+        c, loss = runs["flops"][mine], runs["loss"][mine]
+        axes.plot(c, loss, style, color=colour, lw=0.8, ms=4, mec="none")
         if size in named:
-            _end_label(axes, runs["flops"][last], runs["loss"][last], quantity(size), colour)
+            _end_label(axes, c[-1], loss[-1], quantity(size), colour)  # runs are by rising FLOPs
     axes.plot(front.flops, front.loss, color=MATHS, lw=2.0, alpha=0.7)
     axes.plot(front.flops, front.loss, "o", mfc="none", mec=MATHS, ms=8.5, mew=1.3)
     _log(axes, "xy")
@@ -376,7 +396,7 @@ def scientific(value: float) -> str:
 
 
 def _named(sizes: np.ndarray, most: int = 9) -> list[float]:
-    """The sizes that get a line and a label of their own: all, or a spread of nine that ends last."""
+    """The sizes that get a line and a label of their own: all, or a spread of `most`."""
     sizes = np.unique(sizes)
     chosen = np.linspace(len(sizes) - 1, 0, min(most, len(sizes))).round().astype(int)
     return [float(sizes[i]) for i in sorted(set(chosen.tolist()))]

@@ -115,9 +115,9 @@ def _headline(study: Study) -> str:
 <span class='label verdict {word.lower()}'>{word} the interval</span></div>
 </div>
 <p>Chinchilla's law was fitted to the {done.n_runs} other runs. Held out: {escape(study.held_why)}.
-The interval joins the bootstrap of the law's parameters with the scatter of runs about it. Over all
-{len(study.forecasts[HEADLINE])} held-out runs, {sum(f.inside for f in study.forecasts[HEADLINE])}
-fell inside theirs.</p>
+The interval joins the bootstrap of the law's parameters with the scatter of runs about it. Of the
+held-out runs {sum(f.inside for f in study.forecasts[HEADLINE])} of
+{len(study.forecasts[HEADLINE])} fell inside theirs.</p>
 </section>"""
 
 

@@ -437,4 +437,4 @@ def _convention(table: pa.Table) -> str:
         names = sorted({str(v) for v in _values(table, "flops_convention")})
         return names[0] if len(names) == 1 else "mixed: " + ", ".join(names)
     ratio = _values(table, "flops") / (6 * _values(table, "params") * _values(table, "tokens"))
-    return "6ND" if np.allclose(ratio, 1, rtol=1e-6) else "as given"
+    return "6ND" if np.allclose(ratio, 1, rtol=1e-6) else "unstated"

@@ -141,9 +141,9 @@ def study(
     By default the run of most FLOPs is held out *together with every run of its model size*. To
     leave its shorter runs in would turn the test into an extrapolation in tokens at a size already
     seen; and where one training run gives several budgets by cool-downs they share its trunk, so a
-    shorter branch has seen the held-out run's own weights. Without them, both the size and the
-    compute of the headline are beyond everything that was fitted. If fewer than 3 sizes would be
-    left, only the runs of more than half its FLOPs are held out, and the reason says so.
+    shorter branch has seen the held-out run's own weights. Without them nothing of the headline's
+    size nor of its compute was fitted: it is an extrapolation in both. If fewer than 3 sizes would
+    be left, only the runs of more than half its FLOPs are held out, and the reason says so.
 
     Args:
       runs: from `read_runs`; runs whose learning rate was not decayed are left out where a column
@@ -276,18 +276,22 @@ def _hold_out(runs: Runs, holdout: str | None) -> tuple[np.ndarray, str]:
                 f"the holdout {holdout!r} names {held.sum()} of {len(runs)} runs: it must name "
                 "some and leave some"
             )
-        why = f"{held.sum()} runs: {holdout}"
+        why = f"{_runs(held)}: {holdout}"
     else:
         held = params == params[top]
-        why = f"all {held.sum()} runs of the largest run's size, {quantity(params[top])} parameters"
+        why = f"{_runs(held)} of the largest run's size, {quantity(params[top])} parameters"
         if len(np.unique(params[~held])) < FEW_SIZES:
             held = flops > flops[top] / 2
             why = (
-                f"{held.sum()} runs of more than half the largest run's FLOPs (without its whole "
+                f"{_runs(held)} of more than half the largest run's FLOPs (without its whole "
                 f"size fewer than {FEW_SIZES} sizes would be left)"
             )
     beyond = flops[held].max() / flops[~held].max() if (~held).any() else np.nan
     return held, f"{why}; the largest has {beyond:.2g} times the FLOPs of any run fitted"
+
+
+def _runs(held: np.ndarray) -> str:
+    return "the one run" if held.sum() == 1 else f"all {held.sum()} runs"
 
 
 def _forecast(done: Fit, held: Runs, column: str) -> tuple[Forecast, ...]:
@@ -385,8 +389,8 @@ def _cautions(result: Study) -> list[str]:
     said, top = [], result.headline
     if not top.inside:
         said.append(
-            f"the largest run's loss is outside its 95 % interval ({verdict(top)}): the law, "
-            "fitted to smaller runs, does not carry to it within the noise of those runs"
+            f"the largest run lies outside its 95 % interval ({abs(top.error):.2%} from the "
+            "prediction): the law of the other runs does not carry to it within their noise"
         )
     done = result.fits.get("chinchilla")
     if (

@@ -15,6 +15,7 @@ Departures:  documents packed in one row do not attend to each other (segment id
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,6 @@ from lineage_jax.nn import (
     KVCache,
     LayerNorm,
     Remat,
-    all_of,
     causal_mask,
     segment_mask,
     stack,
@@ -133,9 +133,27 @@ def gpt3_125m() -> GPTConfig:
     return gpt3(num_layers=12, embed_dim=768, num_heads=12, head_dim=64)
 
 
+def gpt3_350m() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3 Medium."""
+    return gpt3(num_layers=24, embed_dim=1024, num_heads=16, head_dim=64)
+
+
+def gpt3_760m() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3 Large."""
+    return gpt3(num_layers=24, embed_dim=1536, num_heads=16, head_dim=96)
+
+
 def gpt3_1_3b() -> GPTConfig:
-    """Brown et al. 2020, table 2.1: GPT-3 XL, whose 24 heads of 128 are wider than its stream."""
-    return gpt3(num_layers=24, embed_dim=2048, num_heads=24, head_dim=128)
+    """Brown et al. 2020, table 2.1: GPT-3 XL, printed with 24 heads of 128.
+
+    Only 16 of them make its width of 2048 and its 1.3 B parameters (24 would make 1.5 B).
+    """
+    return gpt3(num_layers=24, embed_dim=2048, num_heads=16, head_dim=128)
+
+
+def gpt3_2_7b() -> GPTConfig:
+    """Brown et al. 2020, table 2.1: GPT-3 2.7B."""
+    return gpt3(num_layers=32, embed_dim=2560, num_heads=32, head_dim=80)
 
 
 def gpt3_6_7b() -> GPTConfig:
@@ -187,7 +205,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         c = self.config
         (queries, keys, same_segment), (window, cache) = shared, per_layer
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         head_dim = c.head_dim or c.embed_dim // c.num_heads
         out_std = c.init_std / math.sqrt(2 * c.num_layers) if c.norm_first else c.init_std
         norm = functools.partial(LayerNorm, c.norm_epsilon, **types)
@@ -204,7 +222,9 @@ class Block(nn.Module):
         )
         mlp = MLP(c.mlp_dim or 4 * c.embed_dim, nn.gelu, c.init_std, out_std, name="mlp", **types)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
-        mask = all_of(causal_mask(queries, keys, window), same_segment)
+        mask = causal_mask(queries, keys, window)
+        if same_segment is not None:
+            mask &= same_segment
         if c.norm_first:  # GPT-2, section 2.3
             attended, cache = attention(attention_norm(x), mask, queries, cache, self.train)
             x = x + drop(attended)
@@ -244,7 +264,8 @@ class GPT(nn.Module):
           The logits, and the cache with these tokens in it (None if none was given).
         """
         c = self.config
-        length, types = tokens.shape[1], dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        length = tokens.shape[1]
         if length > c.max_len:
             raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
         index = jnp.arange(length)[None]  # 1 T

@@ -3,7 +3,7 @@
 from lineage_jax.nn.attention import Attention, KVCache, dot_product_attention
 from lineage_jax.nn.embed import Embed
 from lineage_jax.nn.linear import Linear, project
-from lineage_jax.nn.masks import all_of, causal_mask, segment_mask
+from lineage_jax.nn.masks import causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP
 from lineage_jax.nn.norms import LayerNorm
 from lineage_jax.nn.stack import Remat, stack
@@ -16,7 +16,6 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "Remat",
-    "all_of",
     "causal_mask",
     "dot_product_attention",
     "project",

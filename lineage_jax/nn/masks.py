@@ -1,7 +1,5 @@
 """Who may attend to whom: boolean masks, True where a query may read a key."""
 
-import jax.numpy as jnp
-
 from lineage_jax.typing import Array, Bool, Int
 
 
@@ -28,13 +26,3 @@ def segment_mask(
     """A query reads keys of its own document: documents packed in one row do not meet."""
     return queries[:, None, :, None] == keys[:, None, None, :]
 
-
-def all_of(*masks: Bool[Array, "#B #H #T #S"] | None) -> Bool[Array, "#B #H #T #S"] | None:
-    """The conjunction of the masks that are not None, or None if there is none."""
-    given = [mask for mask in masks if mask is not None]
-    if not given:
-        return None
-    out = given[0]
-    for mask in given[1:]:
-        out = jnp.logical_and(out, mask)
-    return out

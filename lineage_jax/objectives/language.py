@@ -6,32 +6,31 @@ import jax.numpy as jnp
 from lineage_jax.typing import Array, Bool, Float, Int
 
 
-def token_losses(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """-log p(target) of each token in nats, from logits by a float32 log-sum-exp.
-
-    Targets must be in [0, V): no value means "ignore", a mask does.
-    """
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+def target_logits(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """The logit of each target; targets must be in [0, V)."""
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 
 def next_token_loss(
     logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> tuple[Float[Array, ""], dict[str, tuple[Float[Array, ""], Float[Array, ""]]]]:
-    """Mean cross-entropy over the tokens that the mask keeps.
+    """Mean of -log p(target) over the tokens that the mask keeps, by a float32 log-sum-exp.
 
     Args:
       logits: of the next token at each position.
-      targets: ids of the next tokens, in [0, V).
+      targets: ids of the next tokens, in [0, V). No value means "ignore": the mask does.
       mask: True where the target counts.
 
     Returns:
-      The loss in nats per token, and the metrics "loss" and "accuracy" as (sum, count) pairs.
+      The loss in nats per token, and the metrics "loss" and "accuracy" as (sum, count) pairs. A
+      token is right if no other has a higher logit.
     """
-    kept = mask.astype(jnp.float32)
+    logits, kept = logits.astype(jnp.float32), mask.astype(jnp.float32)
+    chosen = target_logits(logits, targets)
     count = kept.sum()
-    total = (token_losses(logits, targets) * kept).sum()
-    correct = ((logits.argmax(-1) == targets) * kept).sum()
+    total = ((jax.nn.logsumexp(logits, axis=-1) - chosen) * kept).sum()
+    correct = ((chosen >= logits.max(-1)) * kept).sum()
     loss = total / jnp.maximum(count, 1.0)
     return loss, {"loss": (total, count), "accuracy": (correct, count)}

@@ -66,7 +66,7 @@ def test_all_laws_and_approaches_are_there_with_intervals(done, synthetic):
     rows = [row for row in done.exponents if row["headline"]]
     assert len(rows) == 3 and all(row["interval"] for row in rows)
     assert {row["convention"] for row in done.exponents} == {
-        "as given",
+        "unstated",
         "6ND",
         "6ND without embeddings",
     }
