@@ -281,7 +281,7 @@ def fit(
         n_runs=len(train),
         residuals=residuals,
         draws=draws,
-        intervals={k: tuple(map(float, _quantiles(v, 0.95))) for k, v in draws.items()},
+        intervals={k: _interval(v) for k, v in draws.items()},
         standard_errors={k: float(np.std(v, ddof=1)) for k, v in draws.items()},
         certificate=certificate,
         cost=_cost(train, params),
@@ -440,7 +440,7 @@ def _multistart(
     u = starts[order]
     weights = np.ones((len(u), len(problem.loss)))
     for delta in path:
-        u, objectives, settled = minimise(problem, u, weights=weights, delta=delta, iterations=40)
+        u, objectives, settled = minimise(problem, u, weights=weights, delta=delta, iterations=28)
     # A crawl that is still going is no optimum, unless it is the best: that one gets to its end.
     top = np.argsort(objectives, kind="stable")[:2]
     u[top], objectives[top], settled[top] = minimise(
@@ -472,18 +472,19 @@ def _bootstrap(
 
 
 def _reported(residuals: np.ndarray, loss: str, delta: float) -> float:
-    terms = {
-        "huber": lambda r: huber(r, delta),
-        "l1": np.abs,
-        "mse": np.square,
-    }
-    return float(np.sum(terms[loss](residuals)))
+    terms = {"huber": huber(residuals, delta), "l1": np.abs(residuals), "mse": residuals**2}
+    return float(np.sum(terms[loss]))
 
 
 def _quantiles(values: np.ndarray, interval: float) -> tuple[np.ndarray, np.ndarray]:
     tail = (1 - interval) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
     return np.asarray(low), np.asarray(high)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = _quantiles(values, 0.95)
+    return float(low), float(high)
 
 
 def _cost(runs: Runs, params: str) -> tuple[float, float]:

@@ -206,7 +206,7 @@ def _budget(flops: float, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> Bud
 def _lines(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> dict[str, np.ndarray]:
     """Lines of log N and log D, each (K, B), in log C, (K,); NaN points do not count."""
     names = (("a", "params_coefficient", n), ("b", "tokens_coefficient", d))
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for exponent, coefficient, values in names:
         y, x = np.log(values), np.log(c)[:, None]
         x = np.where(np.isfinite(y), x, np.nan)

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from scaling.fit import evaluate
@@ -208,8 +209,8 @@ def power_law(study: Study, law: str) -> Figure:
             zorder=3,
         )
     span = np.geomspace(x.min() / 1.3, x.max() * 1.3, 60)
-    name = done.law.columns[0]
-    best = done.predict(**{name: span}, interval=0.95 if done.draws else None)
+    x_law: dict[str, Any] = {done.law.columns[0]: span}
+    best = done.predict(interval=0.95 if done.draws else None, **x_law)
     axes.plot(span, best.loss, color=MATHS, lw=1.5)
     if best.low is not None:
         axes.fill_between(span, best.low, best.high, color=MATHS, alpha=0.16, lw=0)
@@ -316,6 +317,7 @@ def exponents(study: Study) -> Figure:
         low, high = np.quantile(values, [0.005, 0.995])
         limit(low - 0.25 * (high - low), high + 0.25 * (high - low))
     axes.plot(alpha, beta, "o", color=MATHS, ms=2.6, alpha=0.35, mec="none")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     ends = np.array([0.0, 5.0])
     axes.plot(ends, ends, color=MUTED, lw=0.9, ls=":")
     axes.plot(done.parameters["alpha"], done.parameters["beta"], "+", color=ACCENT, ms=12, mew=2)
@@ -331,7 +333,7 @@ def to_svg(figure: Figure, *, prefix: str = "", colours: dict[str, str] | None =
       colours: hexadecimal colours to be replaced, such as by var(--ink).
     """
     out = io.StringIO()
-    settings = {"svg.hashsalt": "scaling", "svg.fonttype": "none", "font.family": "sans-serif"}
+    settings: Any = {"svg.hashsalt": "scaling", "svg.fonttype": "none", "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure.savefig(
             out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
@@ -420,13 +422,10 @@ def _spread_labels(figure: Figure, gap: float = 10.5) -> Figure:
     """Moves end labels apart vertically until none covers another (`gap` points between)."""
     axes = figure.axes[0]
     figure.canvas.draw()
-    labels = [a for a in axes.texts if a.get_label() == "end"]
-    scale = 72 / figure.dpi
-    place = [axes.transData.transform(a.xy) * scale for a in labels]
-    labels, place = zip(
-        *sorted(zip(labels, place, strict=True), key=lambda p: p[1][1]), strict=True
-    )
-    y = np.array([p[1] for p in place])
+    ends = [a for a in axes.texts if isinstance(a, Annotation) and a.get_label() == "end"]
+    height = [float(axes.transData.transform(a.xy)[1]) * 72 / figure.dpi for a in ends]
+    order = np.argsort(height, kind="stable")
+    labels, y = [ends[i] for i in order], np.array(height)[order]
     spread = y.copy()
     for _ in range(200):  # push neighbours apart, a little from each side, until all fit
         close = np.maximum(gap - np.diff(spread), 0)
@@ -442,6 +441,7 @@ def _spread_labels(figure: Figure, gap: float = 10.5) -> Figure:
 def _trajectories(study: Study) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """(model size, tokens, loss) of each curve whose run the table knows, early noise included."""
     curves, runs = study.curves, study.runs
+    assert curves is not None
     owner: dict[Any, float] = {}
     for column in ("model", "run_id"):
         if column in runs:

@@ -187,7 +187,7 @@ def _certificate(done: Fit) -> str:
     next_best = (
         "no other optimum was found"
         if gap is None
-        else f"the next optimum is {_percent(gap)} worse"
+        else f"the next optimum is worse by {_percent(gap)}"
     )
     bound = f" At a bound: {', '.join(c['at_bound'])}." if c["at_bound"] else ""
     return (
@@ -278,7 +278,7 @@ def _number(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %" if value < 10 else f"{value + 1:.2g} times"
+    return f"{100 * value:.2g} %" if value < 0.995 else f"{value + 1:.2g} times this"
 
 
 def _span(interval: Any) -> str:

@@ -195,8 +195,8 @@ def study(
             frontiers[name] = approach()
         except ValueError as error:
             warnings.append(str(error))
-    for done in (*fits.values(), *frontiers.values()):
-        warnings.extend(done.warnings)
+    for texts in [f.warnings for f in fits.values()] + [f.warnings for f in frontiers.values()]:
+        warnings.extend(texts)
     result = Study(
         runs=runs,
         curves=curves,

@@ -95,7 +95,7 @@ class Task:
     eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
     batch_size: int
     tokens_per_step: int
-    flops_per_token: float
+    flops_per_token: int
     max_grad_norm: float | None = None
     after: Callable[[Params, Any], Any] | None = None
     summarise: Callable[[dict[str, float]], dict[str, float]] = lambda means: means

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,7 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     part.replace(path)
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Receives the scalars of one step; TensorBoard and W&B are adapters of this shape."""
 

@@ -2,7 +2,6 @@
 
 import time
 from types import TracebackType
-from typing import Self
 
 import jax
 from rich import progress
@@ -31,7 +30,7 @@ class Progress:
         )
         self._spoke: dict[progress.TaskID, float] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._bars.start()
         return self
 

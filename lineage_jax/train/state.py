@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lineage_jax.typing import Array, Int, Params, PRNGKeyArray
+from lineage_jax.typing import Params, PRNGKeyArray
 
 
 @struct.dataclass
@@ -15,20 +15,21 @@ class TrainState:
     """A pytree; checkpoints hold exactly this.
 
     Attributes:
-      step: how many steps have been taken.
-      seed: of every random number of the run; those of a step follow from (seed, step).
+      step: how many steps have been taken, int32.
+      seed: of every random number of the run, int32; those of a step follow from (seed, step).
       params: what gradients train.
       extra: what is carried along but not trained by gradients (averages, teachers, statistics).
       opt_state: the optimiser's.
       skipped: how many of the last steps in a row were skipped, their gradients not finite.
     """
 
-    step: Int[Array, ""]
-    seed: Int[Array, ""]
-    params: Params
+    # Any: a pytree also holds shapes, shardings or boxes in the places of its arrays.
+    step: Any
+    seed: Any
+    params: Any
     extra: Any
     opt_state: Any
-    skipped: Int[Array, ""]
+    skipped: Any
 
     @classmethod
     def create(

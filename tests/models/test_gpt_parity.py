@@ -79,8 +79,8 @@ def assert_close(ours, theirs, tolerance, what):
 
 
 def test_loss_logits_and_every_gradient_are_those_of_transformers(case):
-    x = case.inputs
-    kept = x["attention_mask"].astype(bool)
+    x = {name: jnp.asarray(array) for name, array in case.inputs.items()}
+    kept = case.inputs["attention_mask"].astype(bool)
 
     @jax.jit
     def loss_and_gradients(tensors):
@@ -92,7 +92,7 @@ def test_loss_logits_and_every_gradient_are_those_of_transformers(case):
                 x["position_ids"],
                 x["attention_mask"],
             )
-            value, _ = next_token_loss(logits, jnp.asarray(x["targets"]), x["target_mask"])
+            value, _ = next_token_loss(logits, x["targets"], x["target_mask"])
             return value, logits
 
         return jax.value_and_grad(loss, has_aux=True)(tensors)

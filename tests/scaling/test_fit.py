@@ -156,8 +156,8 @@ def test_runs_without_a_floor_report_that_e_is_not_determined():
 
 def test_a_prediction_interval_covers_new_runs_and_a_mean_interval_the_law(synthetic):
     inside, covered = [], []
-    for seed in range(6):
-        fitted = fit(read_runs(synthetic(seed=seed)), bootstrap=120)
+    for seed in range(5):
+        fitted = fit(read_runs(synthetic(seed=seed)), bootstrap=64)
         fresh = read_runs(synthetic(seed=100 + seed))
         x = {"params": fresh["params"], "tokens": fresh["tokens"]}
         new = fitted.predict(**x, interval=0.95, noise=True)

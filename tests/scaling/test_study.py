@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from scaling.plots import figures, to_svg
-from scaling.report import QUESTIONS, write_report
+from scaling.report import QUESTIONS, _checklist, write_report
 from scaling.runs import read_runs
-from scaling.study import study, unbeaten
+from scaling.study import _comparable, _hold_out, study, unbeaten
 
 
 def curves_of(columns):
@@ -31,7 +31,7 @@ def done(synthetic):
     import pyarrow as pa
 
     columns = synthetic()
-    return study(read_runs(columns), pa.table(curves_of(columns)), bootstrap=60)
+    return study(read_runs(columns), pa.table(curves_of(columns)), bootstrap=32)
 
 
 def test_the_largest_run_and_all_of_its_size_are_held_out(done):
@@ -45,7 +45,7 @@ def test_the_forecast_does_not_depend_on_what_was_held_out(done, synthetic):
     columns = synthetic()
     largest = np.asarray(columns["params"]) == max(columns["params"])
     spoiled = columns | {"loss": np.where(largest, 1.7 * columns["loss"], columns["loss"])}
-    again = study(read_runs(spoiled), bootstrap=60).headline
+    again = study(read_runs(spoiled), bootstrap=32).headline
     assert (again.predicted, again.low, again.high) == (
         done.headline.predicted,
         done.headline.low,
@@ -76,7 +76,7 @@ def test_all_laws_and_approaches_are_there_with_intervals(done, synthetic):
 
 def test_json_is_plain_and_the_same_every_time(done, synthetic):
     text = json.dumps(done.to_json(), allow_nan=False)
-    assert json.dumps(study(read_runs(synthetic()), bootstrap=60).to_json()) == text
+    assert json.dumps(study(read_runs(synthetic()), bootstrap=32).to_json()) == text
     assert {"headline", "holdout", "laws", "approaches", "exponents", "warnings"} <= set(
         json.loads(text)
     )
@@ -88,14 +88,28 @@ def test_the_summary_sets_predicted_beside_measured(done):
     assert "95 % interval" in text and "inside the interval" in text
 
 
-def test_undecayed_runs_are_left_out_and_an_expression_can_name_the_holdout(synthetic):
+def test_undecayed_runs_are_left_out(synthetic):
     columns = synthetic()
     decayed = [i % 5 != 0 for i in range(len(columns["loss"]))]
-    runs = read_runs(columns | {"decayed": decayed})
-    chosen = study(runs, holdout="tokens > 5e6", bootstrap=20)
-    assert len(chosen.runs) == sum(decayed)
-    assert ("learning rate not decayed", 7) in chosen.runs.dropped
-    assert (chosen.held == (chosen.runs["tokens"] > 5e6)).all()
+    kept = _comparable(read_runs(columns | {"decayed": decayed}))
+    assert len(kept) == sum(decayed)
+    assert kept.dropped == (("learning rate not decayed", 7),)
+    for same in ([True] * 35, [False] * 35):
+        assert len(_comparable(read_runs(columns | {"decayed": same}))) == 35
+
+
+def test_an_expression_can_name_the_holdout(synthetic):
+    runs = read_runs(synthetic())
+    held, why = _hold_out(runs, "tokens > 5e6")
+    assert (held == (runs["tokens"] > 5e6)).all()
+    assert why.startswith("all 7 runs: tokens > 5e6; the largest has 2.3 times")
+
+
+def test_few_sizes_hold_out_the_largest_runs_only(synthetic):
+    runs = read_runs(synthetic(sizes=3))
+    held, why = _hold_out(runs, None)
+    assert (held == (runs["flops"] > runs["flops"].max() / 2)).all()
+    assert "fewer than 3 sizes" in why
 
 
 def test_a_holdout_must_leave_some_runs(synthetic):
@@ -169,7 +183,6 @@ def test_figures_are_the_same_to_the_byte(done):
     assert "viewBox" in one and "<dc:date>" not in one
 
 
-def test_a_table_of_someone_else_says_what_was_not_recorded(done, tmp_path):
-    write_report(tmp_path / "r.html", done, title="Theirs")
-    text = (tmp_path / "r.html").read_text()
-    assert text.count("not recorded") == len(QUESTIONS)
+def test_a_table_of_someone_else_says_what_was_not_recorded():
+    assert _checklist({}).count("not recorded") == len(QUESTIONS)
+    assert "not recorded" not in _checklist({"seeds": "one"})

@@ -1,0 +1,349 @@
+"""What every milestone shares: named axes, scan = loop, sharded = whole, one step that learns.
+
+A milestone enters by its row in `SUBJECTS`; a milestone of `LINEAGE` without one fails here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import experiments.gpt
+from lineage_jax import sharding
+from lineage_jax.lineage import LINEAGE
+from lineage_jax.models import gpt
+from lineage_jax.nn import LayerNorm, segment_mask
+from lineage_jax.sharding import RULES, MeshConfig
+from lineage_jax.train.optim import OptimizerConfig, adamw
+from lineage_jax.train.state import TrainState
+from lineage_jax.train.step import LossFn, make_train_step, many_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What the properties need of a milestone.
+
+    Attributes:
+      config: a tiny model with dropout, whose widths divide over eight devices and whose vocabulary,
+        being odd, does not.
+      module: builds the model of a config.
+      init: boxed parameters of a model, from a key.
+      loss_fn: the objective of a model, as training has it (`train=True`: with dropout) or not.
+      batch: 8 rows from a seed, some of whose targets do not count.
+      logits: of a model, parameters and a batch.
+      by_hand: the same, each block applied in turn in a Python loop.
+    """
+
+    config: Any
+    module: Callable[[Any], nn.Module]
+    init: Callable[[nn.Module, jax.Array], Any]
+    loss_fn: Callable[..., LossFn]
+    batch: Callable[[int], Mapping[str, jax.Array]]
+    logits: Callable[[nn.Module, Any, Mapping[str, jax.Array]], jax.Array]
+    by_hand: Callable[[Any, Any, Mapping[str, jax.Array]], jax.Array]
+
+    def model(self, **changes) -> nn.Module:
+        return self.module(dataclasses.replace(self.config, **changes))
+
+
+def packed_text(seed: int, rows: int = 8, length: int = 12, vocab_size: int = 67):
+    """Rows of two documents each; row r counts about r / 8 of its targets, the first none."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocab_size, (rows, length + 1))
+    cut = rng.integers(1, length, (rows, 1))
+    index = np.arange(length)
+    arrays = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "positions": np.where(index < cut, index, index - cut),
+        "segment_ids": 1 + (index >= cut),
+        "mask": rng.random((rows, length)) < np.arange(rows)[:, None] / rows,
+    }
+    return {k: jnp.asarray(v, bool if k == "mask" else jnp.int32) for k, v in arrays.items()}
+
+
+def gpt_logits(model, params, batch):
+    names = ("tokens", "positions", "segment_ids")
+    return model.apply({"params": params}, *(batch[name] for name in names))[0]
+
+
+def gpt_by_hand(config, params, batch):
+    index = jnp.arange(batch["tokens"].shape[1])[None]
+    shared = (index, index, segment_mask(batch["segment_ids"], batch["segment_ids"]))
+    table = params["embed"]["table"]
+    x = table[batch["tokens"]] + params["positions"]["table"][batch["positions"]]
+    for layer, window in enumerate(gpt.windows(config)):
+        block = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])
+        x, _ = gpt.Block(config).apply({"params": block}, x, shared, (window, None))
+    return LayerNorm().apply({"params": params["final_norm"]}, x) @ table.T
+
+
+SUBJECTS = {
+    "gpt": Subject(
+        config=gpt.GPTConfig(
+            num_layers=3,
+            embed_dim=32,
+            num_heads=4,
+            vocab_size=67,
+            max_len=16,
+            local_window=3,
+            dropout_rate=0.1,
+        ),
+        module=gpt.GPT,
+        init=experiments.gpt.init,
+        loss_fn=experiments.gpt.loss_fn,
+        batch=packed_text,
+        logits=gpt_logits,
+        by_hand=gpt_by_hand,
+    ),
+}
+
+# A larger epsilon than any run's: where a gradient is all rounding (a key's bias moves no softmax),
+# Adam would else divide noise by noise, and its first step be of either sign.
+OPTIMIZER = OptimizerConfig(epsilon=1e-3)
+RATE = 1e-2
+
+
+@pytest.fixture(scope="session", params=[milestone.name for milestone in LINEAGE])
+def subject(request) -> Subject:
+    return SUBJECTS[request.param]
+
+
+@pytest.fixture(scope="session")
+def boxed(subject):
+    return jax.jit(lambda: subject.init(subject.model(), jax.random.key(0)))()
+
+
+@pytest.fixture(scope="session")
+def params(boxed):
+    """Random everywhere: biases of zero and scales of one would hide what is done to them."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype),
+        nn.meta.unbox(boxed),
+    )
+
+
+@pytest.fixture(scope="session")
+def batch(subject):
+    return subject.batch(0)
+
+
+def loss_and_gradients(model, subject, params, batch):
+    """Without dropout."""
+
+    def loss(params):
+        return subject.loss_fn(model, train=False)(params, {}, batch, jax.random.key(0))[0]
+
+    return jax.value_and_grad(loss)(params)
+
+
+def compiled_loss_and_gradients(model, subject, params, batch):
+    return jax.jit(lambda params, batch: loss_and_gradients(model, subject, params, batch))(
+        params, batch
+    )
+
+
+@pytest.fixture(scope="session")
+def plain(subject, params, batch):
+    """Loss and gradients of the model as it is, on one device."""
+    return compiled_loss_and_gradients(subject.model(), subject, params, batch)
+
+
+@dataclasses.dataclass
+class CountedStep:
+    """The compiled training step, and how many times its loss has been traced."""
+
+    step: Callable = None
+    traces: int = 0
+
+
+@pytest.fixture(scope="session")
+def counted(subject):
+    """The step of training, dropout included."""
+    counted = CountedStep()
+    loss_fn = subject.loss_fn(subject.model(), train=True)
+
+    def counting(*inputs):
+        counted.traces += 1
+        return loss_fn(*inputs)
+
+    counted.step = jax.jit(make_train_step(counting, adamw(OPTIMIZER)))
+    return counted
+
+
+def assert_close(ours, theirs, tolerance):
+    """Each leaf within `tolerance` of the largest entry in any leaf of theirs."""
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
+
+    def check(path, a, b):
+        error = float(np.abs(np.asarray(a) - np.asarray(b)).max()) / largest
+        assert error <= tolerance, f"{jax.tree_util.keystr(path)}: {error:.1e}"
+
+    jax.tree_util.tree_map_with_path(check, ours, theirs)
+
+
+def test_each_parameter_names_its_axes_and_each_name_has_a_rule(boxed):
+    leaves = jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+    )
+    for path, leaf in leaves:
+        where = jax.tree_util.keystr(path)
+        assert isinstance(leaf, nn.LogicallyPartitioned), f"{where} is not boxed"
+        assert len(leaf.names) == leaf.unbox().ndim, where
+        assert set(leaf.names) <= set(RULES), f"{where} has names without a rule: {leaf.names}"
+        axes = [axis for name in leaf.names for axis in RULES[name]]
+        assert len(axes) == len(set(axes)), f"{where} is split twice over one mesh axis"
+
+
+def test_the_scan_over_depth_is_the_loop_over_depth(subject, params, batch):
+    scanned = jax.jit(lambda p, b: subject.logits(subject.model(), p, b))(params, batch)
+    looped = jax.jit(lambda p, b: subject.by_hand(subject.config, p, b))(params, batch)
+    assert_close(scanned, looped, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(unroll=3), dict(remat="dots"), dict(remat="full")],
+    ids=lambda changes: "-".join(map(str, *changes.items())),
+)
+def test_neither_unrolling_nor_recomputing_changes_loss_or_gradients(
+    subject, params, batch, plain, changes
+):
+    model = subject.model(**changes)
+    assert_close(compiled_loss_and_gradients(model, subject, params, batch), plain, 1e-6)
+
+
+@pytest.fixture(scope="session")
+def loss_gradients_and_new_params(subject):
+    """Of one optimiser step without dropout, as a function of the state and a batch."""
+    model = subject.model()
+    step = make_train_step(subject.loss_fn(model, train=False), adamw(OPTIMIZER), max_grad_norm=0.1)
+
+    def function(state, batch):
+        loss, gradients = loss_and_gradients(model, subject, state.params, batch)
+        return loss, gradients, step(state, batch, RATE)[0].params
+
+    return function
+
+
+@pytest.fixture(scope="session")
+def whole(loss_gradients_and_new_params, params, batch):
+    """The step on one device."""
+    state = TrainState.create(params, adamw(OPTIMIZER))
+    return jax.jit(loss_gradients_and_new_params)(state, batch)
+
+
+MESHES = (
+    MeshConfig(data=8),
+    MeshConfig(data=2, fsdp=4),
+    MeshConfig(data=2, fsdp=2, tensor=2),
+)
+
+
+@pytest.mark.parametrize(
+    "config", MESHES, ids=lambda c: f"data={c.data},fsdp={c.fsdp},tensor={c.tensor}"
+)
+def test_sharded_over_eight_devices_is_one_device(
+    boxed, params, batch, loss_gradients_and_new_params, whole, config
+):
+    mesh = sharding.make_mesh(config)
+    rebox = jax.tree.map(
+        lambda box, value: box.replace_boxed(value),
+        boxed,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata),
+    )
+    state = TrainState.create(rebox, adamw(OPTIMIZER))
+    state = jax.device_put(nn.meta.unbox(state), sharding.param_shardings(state, mesh))
+    rows = jax.device_put(batch, sharding.batch_sharding(mesh))
+    with sharding.use(mesh):
+        loss, gradients, new = jax.jit(loss_gradients_and_new_params)(state, rows)
+
+    # The same sums in another order: float32 rounding (1.2e-7) of some hundred terms. A reduction
+    # over the wrong axis, or one that is missing, is wrong by a factor.
+    assert_close(loss, whole[0], 1e-6)
+    assert_close(gradients, whole[1], 1e-5)
+    # A step moves a parameter by about the rate; the tolerance is relative to that.
+    assert_close(
+        jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / RATE, new, params),
+        jax.tree.map(lambda a, b: (a - b) / RATE, whole[2], params),
+        1e-4,
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        assert len(leaf.devices()) == 8, path
+
+
+def test_steps_on_one_batch_lower_its_loss(subject, params, batch, counted):
+    state, losses = TrainState.create(params, adamw(OPTIMIZER)), []
+    for _ in range(4):
+        state, metrics = counted.step(state, batch, RATE)
+        total, count = metrics["loss"]
+        losses.append(float(total / count))
+    assert losses == sorted(losses, reverse=True) and losses[3] < losses[0] - 0.1, losses
+
+
+def test_a_step_is_traced_once_whatever_the_learning_rate_and_the_batch(subject, params, counted):
+    state = TrainState.create(params, adamw(OPTIMIZER))
+    for i, rate in enumerate((1e-3, 2e-3, 0.0, 1.0)):
+        state, _ = counted.step(state, subject.batch(i), rate)
+    assert counted.traces == 1
+
+
+def test_the_same_seed_gives_the_same_loss_bit_for_bit_and_another_does_not(
+    subject, params, batch, counted
+):
+    def losses(seed):
+        state, found = TrainState.create(params, adamw(OPTIMIZER), seed=seed), []
+        for i in range(3):
+            state, metrics = counted.step(state, subject.batch(i), RATE)
+            found.append(float(metrics["loss"][0]))
+        return found
+
+    assert losses(5) == losses(5)
+    assert all(a != b for a, b in zip(losses(5), losses(6), strict=True))  # dropout
+
+
+def test_many_steps_in_one_program_are_the_steps_one_by_one(subject, params, counted):
+    batches, rates = [subject.batch(i) for i in range(3)], jnp.asarray([1e-2, 0.0, 3e-2])
+    one = TrainState.create(params, adamw(OPTIMIZER), seed=3)
+    losses = []
+    for batch, rate in zip(batches, rates, strict=True):
+        one, metrics = counted.step(one, batch, rate)
+        losses.append(metrics["loss"][0])
+    state = TrainState.create(params, adamw(OPTIMIZER), seed=3)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    many, metrics = jax.jit(many_steps(counted.step))(state, stacked, rates)
+    assert int(many.step) == 3
+    assert_close(metrics["loss"][0], jnp.stack(losses), 1e-6)
+    assert_close(many.params, one.params, 1e-6)
+
+
+def test_bfloat16_compute_gives_float32_logits_and_a_close_loss(subject, params, batch, plain):
+    model = subject.model(dtype="bfloat16")
+    loss, gradients = compiled_loss_and_gradients(model, subject, params, batch)
+    logits = jax.eval_shape(lambda: subject.logits(model, params, batch))
+    assert logits.dtype == jnp.float32 and loss.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients))
+    # bfloat16 has 8 bits: 2^-8 per product, averaged over the tokens.
+    assert 0 < abs(float(loss / plain[0]) - 1) < 2**-8
+    assert_close(gradients, plain[1], 2**-4)
+
+
+def test_eight_micro_batches_of_unequal_masks_are_the_whole_batch(subject, params, batch, whole):
+    loss_fn = subject.loss_fn(subject.model(), train=False)
+    step = make_train_step(loss_fn, adamw(OPTIMIZER), accumulate=8, max_grad_norm=0.1)
+    state, metrics = jax.jit(step)(TrainState.create(params, adamw(OPTIMIZER)), batch, RATE)
+    total, count = metrics["loss"]
+    assert count == batch["mask"].sum()
+    assert_close(total / count, whole[0], 1e-6)
+    assert_close(
+        jax.tree.map(lambda a, b: (a - b) / RATE, state.params, params),
+        jax.tree.map(lambda a, b: (a - b) / RATE, whole[2], params),
+        1e-4,
+    )
