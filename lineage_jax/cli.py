@@ -100,8 +100,8 @@ def options(kind: type[T], default: T, arguments: Sequence[str], program: str) -
         if not stop.code:
             print(said.getvalue(), end="")
             raise
-    lines = [line.strip(" │╭╰─╮╯-") for line in said.getvalue().splitlines()]
-    noise = ("For full help", "Argument helptext")
+    lines = [line.strip(" │╭╰─╮╯") for line in said.getvalue().splitlines()]
+    noise = ("For full help", "Argument helptext", "(default", "---")
     told = [line for line in lines[1:] if line and not line.startswith(noise)]
     raise UsageError(f"{' '.join(told)} (`{program} --help` shows every option)")
 

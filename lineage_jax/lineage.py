@@ -86,3 +86,7 @@ def markdown_table() -> str:
         proved = "<br>".join(one.proved)
         lines.append(f"| {name} | {one.year} | {one.new} | {proved} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown_table())

@@ -35,7 +35,7 @@ class Checkpoints:
           folder: of the checkpoints.
           keep: how many of the latest to keep; None keeps all.
         """
-        self._folder = epath.Path(folder)
+        self._folder = epath.Path(folder).expanduser().resolve()  # orbax wants it absolute
         self._steps, self._manifests = self._folder / "steps", self._folder / "manifests"
         self._manifests.mkdir(parents=True, exist_ok=True)
         policy = ocp.checkpoint_managers

@@ -112,7 +112,7 @@ class JsonLines:
         self.flush()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):  # the last line of a killed run may be cut short

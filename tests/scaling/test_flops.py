@@ -1,0 +1,93 @@
+"""The closed forms count what the compiler counts, and 6 N D where that is meant to hold."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lineage_jax.models import gpt
+from lineage_jax.models.gpt import GPT, GPTConfig
+from scaling import flops
+
+WIDE = GPTConfig(
+    num_layers=3, embed_dim=256, num_heads=4, head_dim=48, vocab_size=509, max_len=64, mlp_dim=640
+)
+
+
+def counted_by_xla(config, rows, length):
+    """FLOPs of a forward pass: unrolled, for the body of a loop would count once."""
+    model = GPT(dataclasses.replace(config, unroll=config.num_layers))
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    return jax.jit(model.apply).lower(params, tokens).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        WIDE,
+        dataclasses.replace(WIDE, num_layers=1),
+        dataclasses.replace(WIDE, norm_first=False, head_dim=None, mlp_dim=None),
+    ],
+    ids=["wide heads", "one layer", "gpt1"],
+)
+def test_a_forward_pass_is_what_the_compiler_counts(config):
+    # The program computes every score and masks half; norms, softmax, GELU and residuals, which the
+    # closed form leaves out, are a few operations for each activation: below 6 % at this width.
+    rows, length = 2, 64
+    forward = flops.gpt(config, length, causal=False)
+    closed = rows * length * (forward.blocks + forward.attention + forward.head)
+    assert 1.0 <= counted_by_xla(config, rows, length) / closed <= 1.06
+
+
+def test_each_part_grows_as_the_compiler_says():
+    # Differences between two programs leave only what is changed.
+    def per_token(**changes):
+        return counted_by_xla(dataclasses.replace(WIDE, **changes), 1, 64) / 64
+
+    base, forward = per_token(), flops.gpt(WIDE, 64, causal=False)
+    larger = flops.gpt(dataclasses.replace(WIDE, vocab_size=1009), 64, causal=False)
+    assert per_token(vocab_size=1009) - base == pytest.approx(larger.head - forward.head, rel=1e-3)
+    deeper = flops.gpt(dataclasses.replace(WIDE, num_layers=4), 64, causal=False)
+    blocks = deeper.blocks + deeper.attention - forward.blocks - forward.attention
+    assert 1.0 <= (per_token(num_layers=4) - base) / blocks <= 1.06
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 64, 100])
+def test_causal_attention_counts_the_scores_that_the_mask_leaves(window):
+    config = dataclasses.replace(WIDE, num_layers=4, local_window=window)
+    length = 64
+    kept = 0
+    for layer in range(4):
+        reach = window if window is not None and layer % 2 else length
+        kept += sum(min(t + 1, reach) for t in range(length))
+    inner = config.num_heads * config.head_dim
+    assert flops.gpt(config, length).attention == round(4 * inner * kept / length)
+
+
+@pytest.mark.parametrize(
+    "config", [gpt.gpt2_xl(), gpt.gpt3_6_7b(), gpt.gpt3_175b()], ids=lambda c: f"{c.embed_dim} wide"
+)
+def test_training_a_wide_model_is_6_nd(config):
+    # Kaplan et al. 2020, section 2.1: C = 6 N with N without embeddings, where d >> n_ctx / 12.
+    n = gpt.num_params(config)["non_embedding"]
+    forward = flops.gpt(config, config.max_len)
+    # Biases and norms are in N and not in the count: about 1 in 1000 of the widest's neighbours.
+    assert forward.train(attention=False, head=False) / 6 / n == pytest.approx(1, abs=1.5e-3)
+    assert flops.six_nd(n, 1) <= forward.train() <= 1.2 * flops.six_nd(n, 1)
+    assert flops.six_nd(n, 1e12) == 6e12 * n
+
+
+def test_training_is_three_forward_passes_of_the_parts_asked_for():
+    forward = flops.ForwardFlops(blocks=100, attention=10, head=1)
+    assert forward.train() == 333
+    assert forward.train(attention=False) == 303
+    assert forward.train(head=False) == 330
+    assert forward.train(attention=False, head=False) == 300
+
+
+def test_counts_are_exact_integers_at_any_size():
+    total = flops.gpt(gpt.gpt3_175b(), 2048).train() * 300 * 10**9  # GPT-3's run
+    assert isinstance(total, int) and total > 2**63
+    assert total == pytest.approx(3.14e23, rel=0.03)  # Brown et al. 2020, table D.1
