@@ -20,8 +20,10 @@ SEQ_LEN, BATCH_SIZE = 64, 16
 # (layers, width): heads are 16 wide; each size has about twice the parameters of the one before.
 SHAPES = ((2, 16), (2, 24), (2, 32), (2, 48), (3, 64), (3, 80), (4, 96), (4, 128))
 
-# Tokens of each run, a factor of two apart; small models take longer runs than large ones.
-TOKENS = tuple(2**k * 1024 for k in range(7, 13))
+# Budgets are shared between sizes, so that runs of equal compute can be compared (Hoffmann et al.
+# 2022, section 3.2): each size takes those that give it a run of this many tokens.
+FLOPS = tuple(10 ** (k / 3) for k in range(30, 39))
+TOKENS = (120_000, 3_000_000)
 
 
 def laptop() -> Sweep:
@@ -60,6 +62,7 @@ def size(text: TextDataset, layers: int, width: int, optimizer: OptimizerConfig)
         init_std=math.sqrt(2 / (5 * width)),  # Nguyen and Salazar 2019, section 3.2
     )
     model, count = gpt.GPT(config), gpt.num_params(config)
+    flops_per_token = flops.gpt(config, SEQ_LEN).train()
     return Size(
         name=f"{layers}x{width}",
         init=functools.partial(experiment.init, model),
@@ -68,11 +71,18 @@ def size(text: TextDataset, layers: int, width: int, optimizer: OptimizerConfig)
         tx=adamw(optimizer),
         params=count["total"],
         params_no_embed=count["non_embedding"],
-        flops_per_token=flops.gpt(config, SEQ_LEN).train(),
-        budgets=tuple(tokens // (BATCH_SIZE * SEQ_LEN) // CHUNK * CHUNK for tokens in TOKENS),
-        learning_rate=0.25 / width,  # Kaplan-like widths want rates that fall as 1 / width
+        flops_per_token=flops_per_token,
+        budgets=budgets(flops_per_token),
+        learning_rate=0.5 / width,  # where tuning starts: rates fall about as 1 / width
         shape={"num_layers": layers, "embed_dim": width, "seq_len": SEQ_LEN},
     )
+
+
+def budgets(flops_per_token: int) -> tuple[int, ...]:
+    """The steps of each run of one size, in whole chunks."""
+    chunk_tokens = BATCH_SIZE * SEQ_LEN * CHUNK
+    tokens = (budget / flops_per_token for budget in FLOPS)
+    return tuple(round(t / chunk_tokens) * CHUNK for t in tokens if TOKENS[0] <= t <= TOKENS[1])
 
 
 def facts(text: TextDataset, optimizer: OptimizerConfig) -> dict[str, str]:

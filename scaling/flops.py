@@ -65,6 +65,6 @@ def _keys_read(seq_len: int, window: int | None, causal: bool) -> int:
     return window * (window + 1) // 2 + (seq_len - window) * window
 
 
-def six_nd(params: float, tokens: float) -> float:
+def six_nd(params: int | float, tokens: int | float) -> float:
     """6 N D (Kaplan et al. 2020, section 2.1), in float64."""
     return 6.0 * float(params) * float(tokens)

@@ -60,7 +60,9 @@ def test_help_tells_a_newcomer_what_to_type_first(capsys):
 
 
 def test_help_does_not_wait_for_jax():
-    script = "import sys; from lineage_jax import cli; cli.main(['--help']); print('jax' in sys.modules)"
+    script = (
+        "import sys; from lineage_jax import cli; cli.main(['--help']); print('jax' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "False"
 
@@ -155,7 +157,10 @@ def test_rows_longer_than_the_model_are_refused(capsys, tmp_path):
     "mesh, told",
     [
         (["--mesh.data", "3"], "mesh data=3 x fsdp=1 x tensor=1 needs 3 devices, got 8"),
-        (["--mesh.tensor", "4"], "of 2 does not divide over mesh axis tensor=4; sizes that would: 1, 2"),
+        (
+            ["--mesh.tensor", "4"],
+            "of 2 does not divide over mesh axis tensor=4; sizes that would: 1, 2",
+        ),
         (["--mesh.data", "0"], "mesh axes must be 1 or more"),
     ],
 )
@@ -186,7 +191,14 @@ def test_a_full_disk_says_which_step_is_safe(capsys, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     with small_disk(disk, "400k"):
-        more = ["--run-dir", str(disk / "run"), "--model.embed-dim", "64", "--train.num-steps", "40"]
+        more = [
+            "--run-dir",
+            str(disk / "run"),
+            "--model.embed-dim",
+            "64",
+            "--train.num-steps",
+            "40",
+        ]
         line = train(capsys, tmp_path, *more, code=1)
     assert "cannot save a checkpoint" in line or "No space left" in line
 

@@ -18,7 +18,7 @@ each_milestone = pytest.mark.parametrize("milestone", LINEAGE, ids=lambda m: m.n
 def test_names_and_modules_are_unique_and_years_ordered():
     assert len(BY_NAME) == len({m.module for m in LINEAGE}) == len(LINEAGE)
     years = [milestone.year for milestone in LINEAGE]
-    assert years == sorted(years) and 2014 <= years[0] and years[-1] <= 2026
+    assert years == sorted(years) and years[0] >= 2014
 
 
 @each_milestone
@@ -71,5 +71,5 @@ def test_a_name_that_is_nearly_right_gets_the_right_one_suggested():
     assert find("gpt") is BY_NAME["gpt"]
     with pytest.raises(ValueError, match=r"no milestone is called 'gtp'; did you mean gpt"):
         find("gtp")
-    with pytest.raises(ValueError, match="did you mean .*gpt"):
+    with pytest.raises(ValueError, match=r"did you mean .*gpt"):
         find("zzzzzz")

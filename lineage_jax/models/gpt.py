@@ -255,7 +255,8 @@ class GPT(nn.Module):
         Args:
           tokens: ids in [0, vocab_size).
           positions: of each token in its document, in [0, max_len); 0 ... T - 1 if not given.
-          segment_ids: which document of its row a token belongs to; one document if not given.
+          segment_ids: which document of its row a token belongs to; one document if not given
+            (always so with a cache).
           cache: keys and values of earlier positions (`empty_cache`); the tokens are written to
             it at `positions`, which must then be given.
           train: whether dropout acts; it then needs an rng named "dropout".
@@ -268,6 +269,8 @@ class GPT(nn.Module):
         length = tokens.shape[1]
         if length > c.max_len:
             raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
+        if cache is not None and (positions is None or segment_ids is not None):
+            raise ValueError("a cache needs the positions to write to, and holds one document a row")
         index = jnp.arange(length)[None]  # 1 T
         if positions is None:
             positions = index

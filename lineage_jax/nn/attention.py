@@ -30,16 +30,21 @@ def dot_product_attention(
       mask: True where a query may read a key.
       dropout: applied to the weights.
     """
-    num_groups, head_dim = keys.shape[2:]
-    grouped = query.reshape(*query.shape[:2], num_groups, -1, head_dim)  # B T G H/G K
-    scores = jnp.einsum("btghk,bsgk->bghts", grouped, keys)
+    (batch, length, num_heads, head_dim), num_groups = query.shape, keys.shape[2]
+    # The heads of a group lie one under the other in its matrix of queries. (As an axis of its
+    # own, of extent 1 without groups, H / G more than doubles the time on CPU.)
+    stacked = query.swapaxes(1, 2).reshape(batch, num_groups, -1, head_dim)  # B G (H/G T) K
+    scores = jnp.einsum("bgtk,bsgk->bgts", stacked, keys)
+    scores = scores.reshape(batch, num_heads, length, -1)  # B H T S
     scores = scores.astype(jnp.float32) / math.sqrt(head_dim)
     if mask is not None:
-        scores = jnp.where(mask[:, :, None], scores, MASKED)
+        scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     if dropout is not None:
         weights = dropout(weights)
-    return jnp.einsum("bghts,bsgk->btghk", weights, values).reshape(query.shape)
+    stacked = weights.reshape(batch, num_groups, -1, weights.shape[-1])  # B G (H/G T) S
+    attended = jnp.einsum("bgts,bsgk->bgtk", stacked, values)
+    return attended.reshape(batch, num_heads, length, head_dim).swapaxes(1, 2)  # B T H K
 
 
 class KVCache(NamedTuple):

@@ -3,15 +3,55 @@
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from lineage_jax.typing import Array, DTypeLike, Float
 
 
+@jax.custom_vjp
 def project(x: Float[Array, "*batch M"], kernel: Float[Array, "M N"]) -> Float[Array, "*batch N"]:
-    """The product x W over the last axis of x."""
+    """The product x W over the last axis of x; its gradients are g W^T and x^T g."""
     return x @ kernel
+
+
+def project_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def project_backward(saved, grad):
+    x, kernel = saved
+    kernel_grad = jax.lax.platform_dependent(
+        x, grad, cpu=cpu_kernel_grad, default=plain_kernel_grad
+    )
+    return (grad @ kernel.T).astype(x.dtype), kernel_grad.astype(kernel.dtype)
+
+
+def plain_kernel_grad(
+    x: Float[Array, "*batch M"], grad: Float[Array, "*batch N"]
+) -> Float[Array, "M N"]:
+    """The product x^T g, summed over the batch."""
+    batch = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, grad, ((batch, batch), ((), ())))
+
+
+def cpu_kernel_grad(
+    x: Float[Array, "*batch M"], grad: Float[Array, "*batch N"]
+) -> Float[Array, "M N"]:
+    """The same, as two steps: a transposed copy of the narrower factor, and a plain product.
+
+    Left alone, XLA's CPU backend copies the wider factor too, or multiplies both transposed, at
+    half the speed. The barriers keep it from folding the copy back into the product.
+    """
+    held = jax.lax.optimization_barrier
+    x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    if x.shape[1] <= grad.shape[1]:
+        return held(held(x.T) @ grad)
+    return held(held(grad.T) @ x).T
+
+
+project.defvjp(project_forward, project_backward)
 
 
 class Linear(nn.Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -26,4 +27,6 @@ class MLP(nn.Module):
         down = Linear(
             (self.mlp_dim,), (width,), ("mlp", "embed"), self.out_stddev, name="down", **types
         )
-        return down(self.activation(up(x)))
+        # The backward pass recomputes what is between the two products: cheaper than to store it.
+        activation = jax.checkpoint(self.activation, prevent_cse=False)
+        return down(activation(up(x)))

@@ -13,7 +13,7 @@ Decoder = Callable[[Int[Array, "B T"], Int[Array, "B T"], Any], tuple[Float[Arra
 
 
 def choose(
-    logits: Float[Array, "B V"], rng: PRNGKeyArray, temperature: float, top_k: int | None
+    logits: Float[Array, "B V"], rng: PRNGKeyArray, temperature: int | float, top_k: int | None
 ) -> Int[Array, "B"]:
     """One id per row: the likeliest at temperature 0, else a draw from the top k."""
     if temperature == 0:
@@ -32,7 +32,7 @@ def generate(
     num_tokens: int,
     rng: PRNGKeyArray,
     *,
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     top_k: int | None = None,
 ) -> Int[Array, "B N"]:
     """Continues each prompt by `num_tokens` tokens.

@@ -249,18 +249,27 @@ class Run:
     """One run under way: what `train` keeps between two steps."""
 
     def __init__(
-        self, task, config, mesh, folder, state, checkpoints, interruption, progress, writers
+        self,
+        task: Task,
+        config: TrainConfig,
+        mesh: Mesh,
+        folder: epath.Path,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        interruption: Interruption,
+        progress: Progress,
+        writers: Sequence[Writer],
     ):
         self.task, self.config, self.mesh, self.folder = task, config, mesh, folder
-        self.state, self.checkpoints, self.progress = state, checkpoints, progress
-        self.interruption = interruption
+        self.state, self.checkpoints = state, checkpoints
+        self.interruption, self.progress = interruption, progress
         self.step = int(state.step)
         self.skipped_in_a_row = int(state.skipped)
         self.saved_step = self.step if self.step else None
         self.pending: list[tuple[int, Any]] = []
         self.evaluation: dict[str, float] = {}
         self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
-        self.writers = [self.metrics, *writers]
+        self.writers: list[Writer] = [self.metrics, *writers]
         shardings = jax.tree.map(lambda x: x.sharding, state)
         batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
         self.train_step = jax.jit(

@@ -103,12 +103,14 @@ def accumulated(
         grads = jax.tree.map(lambda total, grad: total + count * grad, grads, new)
         return (grads, extra), metrics
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    # Sums belong in float32, whatever the parameters are.
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
     rngs = jax.random.split(state.rng(), accumulate)
     (grads, extra), metrics = jax.lax.scan(body, (zeros, state.extra), (micro, rngs))
     metrics = jax.tree.map(lambda value: value.sum(0), metrics)
     count = jnp.maximum(metrics["loss"][1], 1.0)
-    return jax.tree.map(lambda total: total / count, grads), extra, metrics
+    grads = jax.tree.map(lambda g, p: (g / count).astype(p.dtype), grads, state.params)
+    return grads, extra, metrics
 
 
 def many_steps(train_step: TrainStep) -> TrainStep:

@@ -5,6 +5,7 @@ The conversion is made of `jax.numpy` alone, so that a gradient with respect to 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -173,7 +174,6 @@ def from_hugging_face(
     wanted = {row.name.format(layer) for row in table.values() for layer in layers}
     if unused := sorted(set(tensors) - wanted):
         raise ValueError(f"no parameter of {model_type} is called {', '.join(unused)}")
-    like = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
     def read(path, shape):
         if path not in table:  # a bias that they do not have
@@ -184,6 +184,12 @@ def from_hugging_face(
             return row.read(tensors).reshape(shape)
         return jnp.stack([row.read(tensors, layer) for layer in layers]).reshape(shape)
 
-    paths = flatten_dict(meta.unbox(like["params"]), sep="/")
-    return unflatten_dict({p: read(p, x.shape) for p, x in paths.items()}, sep="/")
+    return unflatten_dict({p: read(p, x.shape) for p, x in shapes(config).items()}, sep="/")
 
+
+@functools.cache
+def shapes(config: GPTConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Our parameters by their paths."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    variables = jax.eval_shape(GPT(config).init, jax.random.key(0), tokens)
+    return flatten_dict(meta.unbox(variables["params"]), sep="/")

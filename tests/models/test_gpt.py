@@ -175,7 +175,8 @@ def test_residual_projections_start_smaller_in_gpt2(norm_first, shrink):
     config = dataclasses.replace(TINY, num_layers=8, mlp_dim=None, norm_first=norm_first)
     index, x = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, TINY.embed_dim))
     inputs = x, (index, index, None), (jnp.asarray(16), None)
-    block = meta.unbox(gpt.Block(config).init(jax.random.key(0), *inputs)["params"])
+    init = jax.jit(lambda key: gpt.Block(config).init(key, *inputs))
+    block = meta.unbox(init(jax.random.key(0))["params"])
     attention, mlp = block["attention"], block["mlp"]
     for first, last in ((attention["query"], attention["out"]), (mlp["up"], mlp["down"])):
         assert float(first["kernel"].std()) == pytest.approx(0.02, rel=0.05)
@@ -199,10 +200,19 @@ def test_a_config_that_makes_no_model_is_refused(wrong, message):
 
 def test_heads_need_not_divide_the_width_if_they_have_one():
     config = dataclasses.replace(TINY, num_heads=7, head_dim=6)
-    kernel = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    assert meta.unbox(kernel)["params"]["blocks"]["attention"]["query"]["kernel"].shape == (3, 30, 7, 6)
+    shapes = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    attention = meta.unbox(shapes)["params"]["blocks"]["attention"]
+    assert attention["query"]["kernel"].shape == (3, 30, 7, 6)
+    assert attention["out"]["kernel"].shape == (3, 7, 6, 30)
 
 
 def test_a_sequence_longer_than_its_positions_is_refused(params):
     with pytest.raises(ValueError, match="at most max_len=16 tokens a sequence, got 17"):
         forward(params, jnp.zeros((1, 17), jnp.int32))
+
+
+def test_a_cache_without_positions_or_with_packed_documents_is_refused(params, tokens):
+    cache, index = gpt.empty_cache(TINY, 3, LENGTH), jnp.zeros_like(tokens)
+    for positions, segment_ids in ((None, None), (index, index)):
+        with pytest.raises(ValueError, match="a cache needs the positions to write to"):
+            forward(params, tokens, positions, segment_ids, cache)

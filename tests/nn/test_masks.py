@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lineage_jax.nn import all_of, causal_mask, segment_mask
+from lineage_jax.nn import causal_mask, segment_mask
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 7])
@@ -30,11 +30,3 @@ def test_documents_of_one_row_do_not_meet():
     mask = segment_mask(segments, segments)
     expected = np.asarray([[[a == b for b in row] for a in row] for row in segments.tolist()])
     np.testing.assert_array_equal(mask[:, 0], expected)
-
-
-def test_masks_are_joined_by_and_and_none_is_no_mask():
-    index, segments = jnp.arange(4)[None], jnp.asarray([[1, 1, 2, 2], [1, 2, 2, 2]])
-    causal, same = causal_mask(index, index), segment_mask(segments, segments)
-    np.testing.assert_array_equal(all_of(causal, None, same), np.logical_and(causal, same))
-    np.testing.assert_array_equal(all_of(causal), causal)
-    assert all_of() is None and all_of(None, None) is None

@@ -19,7 +19,7 @@ def frequencies(temperature, top_k, draws=4000):
 
 def test_temperature_zero_takes_the_likeliest():
     for seed in range(3):
-        assert choose(LOGITS, jax.random.key(seed), 0, None).tolist() == [1, 2]
+        assert choose(LOGITS, jax.random.key(seed), 0.0, None).tolist() == [1, 2]
         assert choose(LOGITS, jax.random.key(seed), 0.0, 3).tolist() == [1, 2]
 
 
@@ -41,15 +41,12 @@ def test_top_1_is_the_likeliest():
 
 
 def counting(vocab_size):
-    """A decoder that has read what it was given at the positions it was given: its next token is
-
-    the sum of all tokens up to that position, which it can know from the cache alone.
-    """
+    """A decoder whose next token is the sum of all so far, which its cache alone can tell it."""
 
     def decoder(tokens, positions, cache):
         rows = jnp.arange(tokens.shape[0])[:, None]
         cache = cache.at[rows, positions].set(tokens)
-        read = jnp.arange(cache.shape[1]) <= positions[..., None]  # B T S
+        read = jnp.arange(cache.shape[1])[None, None] <= positions[..., None]  # B T S
         sums = (cache[:, None, :] * read).sum(-1)
         return jax.nn.one_hot(sums % vocab_size, vocab_size), cache
 

@@ -31,14 +31,10 @@ def small(**train):
         experiment,
         model=dataclasses.replace(experiment.model, num_layers=1, embed_dim=16, num_heads=2),
         data=dataclasses.replace(experiment.data, seq_len=32, batch_size=8),
-        train=loop.TrainConfig(**{"num_steps": 20, "eval_every": 10, "checkpoint_every": 5} | train),
+        train=loop.TrainConfig(
+            **{"num_steps": 20, "eval_every": 10, "checkpoint_every": 5} | train
+        ),
     )
-
-
-ONE_DEVICE = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_force_host_platform_device_count=1"
-)
 
 
 def start(folder, cache):
@@ -47,7 +43,7 @@ def start(folder, cache):
         return subprocess.Popen(
             [sys.executable, "-m", "lineage_jax.cli", "train", "gpt", *SMALL,
              "--run-dir", str(folder), "--resume"],
-            env={**os.environ, "XLA_FLAGS": ONE_DEVICE, "JAX_COMPILATION_CACHE_DIR": cache},
+            env={**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"), "JAX_COMPILATION_CACHE_DIR": cache},
             stdout=said, stderr=said,
         )  # fmt: skip
 

@@ -1,0 +1,171 @@
+"""A sweep gives the same results however often it is killed, and however many share it."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from scaling.runs import read_runs
+from scaling.sweep import Folder, Trial, abandoned, best_octave, next_octaves, take
+
+SCRIPT = pathlib.Path(__file__).parent / "tiny_sweep.py"
+spec = importlib.util.spec_from_file_location("tiny_sweep", SCRIPT)
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Starts the tiny sweep in a process of its own, on one device."""
+    cache = str(tmp_path_factory.mktemp("xla"))
+
+    def start(folder):
+        with open(f"{folder}.said", "w") as said:
+            return subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(folder)],
+                env={**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"), "JAX_COMPILATION_CACHE_DIR": cache,
+                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+                stdout=said, stderr=said,
+            )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, start):
+    """The sweep, uninterrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "sweep"
+    assert start(folder).wait() == 0, pathlib.Path(f"{folder}.said").read_text()
+    return folder
+
+
+def test_every_size_has_every_budget_at_its_best_learning_rate(whole):
+    runs = read_runs(whole / "results.csv", duplicates="keep")
+    for name in set(runs["model"]):
+        mine = runs["model"] == name
+        shortest = mine & (runs["tokens"] == runs["tokens"].min())
+        best = runs["learning_rate"][shortest][np.argmin(runs["loss"][shortest])]
+        at_best = mine & (runs["learning_rate"] == best)
+        assert at_best.sum() == 3
+        assert runs["learning_rate"][mine].min() < best < runs["learning_rate"][mine].max()
+
+
+@pytest.mark.slow
+def test_three_kills_at_random_moments_change_no_bit_of_the_results(whole, start, tmp_path):
+    moments, folder = random.Random(1), tmp_path / "sweep"
+    began = time.monotonic()
+    for _ in range(3):
+        process = start(folder)
+        points = len(list(folder.glob("points/*.json")))
+        while len(list(folder.glob("points/*.json"))) < points + 2 and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert time.monotonic() - began < 600
+    assert start(folder).wait() == 0
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_sweep_and_agree_with_one(whole, start, tmp_path):
+    folder = tmp_path / "sweep"
+    workers = [start(folder), start(folder)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_damaged_state_is_trained_again(whole, start, tmp_path):
+    import shutil
+
+    folder = tmp_path / "sweep"
+    shutil.copytree(whole, folder)
+    for path in folder.glob("points/*-100.json"):
+        path.unlink()
+    for path in folder.glob("trials/*/steps/*/default/d/*"):
+        path.write_bytes(b"junk")
+    assert start(folder).wait() == 0
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_learning_rates_tuned_in_lanes_give_the_same_losses(whole, tmp_path):
+    tiny.run_tiny(str(tmp_path), lanes=3)
+    lanes, turns = (
+        read_runs(folder / "results.csv", duplicates="keep") for folder in (tmp_path, whole)
+    )
+    assert set(turns["run_id"]) == set(lanes["run_id"])
+    # Another program on another number of devices rounds differently, and training amplifies it.
+    np.testing.assert_allclose(
+        lanes["loss"][np.argsort(lanes["run_id"])], turns["loss"][np.argsort(turns["run_id"])],
+        rtol=2e-3,
+    )  # fmt: skip
+
+
+def test_a_folder_with_another_sweep_is_refused(whole):
+    with pytest.raises(ValueError, match="holds another sweep"):
+        Folder(whole, tiny.tiny_sweep(seed=1))
+
+
+@pytest.mark.parametrize(
+    "losses, tried_next",
+    [
+        ({}, [0, -1, 1]),
+        ({0: 2.0, -1: 2.1, 1: 2.2}, []),
+        ({0: 2.0, -1: 2.1, 1: 1.9}, [2]),
+        ({0: 2.0, -1: 1.9, 1: 2.2}, [-2]),
+        ({0: 2.0, -1: 2.1, 1: float("nan")}, []),
+        ({4: 1.0, 3: 1.1}, []),  # the best is at the limit: no further
+    ],
+)
+def test_a_learning_rate_is_best_when_both_neighbours_are_worse(losses, tried_next):
+    assert next_octaves(losses) == tried_next
+
+
+def test_of_equal_losses_the_lower_rate_is_best():
+    assert best_octave({0: 2.0, 1: 2.0, -1: float("nan")}) == 0
+
+
+def test_a_claim_is_held_by_one(tmp_path):
+    claim = tmp_path / "claim"
+    assert take(claim)
+    owner = json.loads(claim.read_text())
+    claim.write_text(json.dumps({**owner, "pid": os.getppid()}))  # alive, and not this process
+    assert not take(claim)
+
+
+def test_a_claim_of_a_dead_process_is_taken_over(tmp_path):
+    claim = tmp_path / "claim"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    take(claim)
+    claim.write_text(json.dumps({**json.loads(claim.read_text()), "pid": dead.pid}))
+    assert abandoned(claim)
+    assert take(claim)
+
+
+def test_a_claim_of_another_machine_is_taken_over_when_it_has_been_silent(tmp_path):
+    claim = tmp_path / "claim"
+    claim.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert not take(claim)
+    os.utime(claim, (0, 0))
+    assert take(claim)
+
+
+def test_budgets_that_are_not_whole_chunks_are_refused():
+    import dataclasses
+
+    sweep = tiny.tiny_sweep()
+    odd = dataclasses.replace(sweep.sizes[0], budgets=(20, 55))
+    with pytest.raises(ValueError, match="multiples of 10 steps"):
+        dataclasses.replace(sweep, sizes=(odd,))
+    assert Trial(sweep.sizes[0], 0.01).name.startswith(sweep.sizes[0].name)

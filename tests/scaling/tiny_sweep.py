@@ -1,0 +1,29 @@
+"""A sweep of two tiny sizes, run as a process by tests/scaling/test_sweep.py."""
+
+import dataclasses
+import pathlib
+import sys
+
+from experiments.laptop import laptop
+from lineage_jax.sharding import MeshConfig, make_mesh
+from lineage_jax.train.progress import Progress
+from scaling.runs import write_runs
+from scaling.sweep import Sweep, run, runs_table
+
+
+def tiny_sweep(**changes) -> Sweep:
+    full = laptop()
+    sizes = tuple(dataclasses.replace(size, budgets=(20, 50, 100)) for size in full.sizes[:2])
+    return dataclasses.replace(full, name="tiny", sizes=sizes, eval_batches=2, **changes)
+
+
+def run_tiny(folder: str, **changes) -> None:
+    sweep = tiny_sweep(**changes)
+    with Progress() as progress:
+        run(sweep, folder, make_mesh(MeshConfig(data=1, fsdp=-1)), progress)
+    runs, _, _ = runs_table(sweep, folder)
+    write_runs(runs, pathlib.Path(folder) / "results.csv")
+
+
+if __name__ == "__main__":
+    run_tiny(sys.argv[1])
