@@ -27,8 +27,6 @@
 import dataclasses
 import tempfile
 
-import numpy as np
-
 from experiments.laptop import laptop
 from lineage_jax.sharding import MeshConfig, make_mesh
 from lineage_jax.train.progress import Progress
@@ -84,9 +82,7 @@ for name, value in fitted.parameters.items():
     print(f"{name:>6} = {value:9.4g}   95 % interval {low:9.4g} to {high:9.4g}")
 
 held = runs.take(is_largest)
-predicted = fitted.predict(
-    params=held["params"], tokens=held["tokens"], interval=0.95, noise=True
-)
+predicted = fitted.predict(params=held["params"], tokens=held["tokens"], interval=0.95, noise=True)
 for i in range(len(held)):
     print(
         f"{int(held['tokens'][i]):>8,} tokens: predicted {predicted.loss[i]:.3f} "
@@ -99,7 +95,8 @@ for i in range(len(held)):
 # determine each parameter at all. A sweep this small rarely determines $E$.
 
 # %%
-fitted.certificate
+for name, value in fitted.certificate.items():
+    print(f"{name:>18}: {value}")
 
 # %% [markdown]
 # ## 4. The whole analysis

@@ -324,6 +324,15 @@ def exponents(study: Study) -> Figure:
     return figure
 
 
+SVG: Any = {"svg.hashsalt": "scaling", "svg.fonttype": "none", "font.family": "sans-serif"}
+
+
+def write_svg(figure: Figure, path: Any) -> None:
+    """A figure as a file of its own, on white; the same bytes for the same figure."""
+    with matplotlib.rc_context(SVG):
+        figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
+
+
 def to_svg(figure: Figure, *, prefix: str = "", colours: dict[str, str] | None = None) -> str:
     """A figure as an <svg> element: deterministic, scalable, without XML header.
 
@@ -333,8 +342,7 @@ def to_svg(figure: Figure, *, prefix: str = "", colours: dict[str, str] | None =
       colours: hexadecimal colours to be replaced, such as by var(--ink).
     """
     out = io.StringIO()
-    settings: Any = {"svg.hashsalt": "scaling", "svg.fonttype": "none", "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(SVG):
         figure.savefig(
             out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )

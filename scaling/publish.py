@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lineage_jax.train.metrics import environment, write_json
 from scaling.fit import Fit, fit
+from scaling.plots import figures, write_svg
 from scaling.report import write_report
 from scaling.runs import Runs, read_curves, read_runs, write_curves, write_runs
 from scaling.study import study
@@ -14,7 +15,7 @@ from scaling.sweep import Sweep, runs_table
 
 
 def publish(sweep: Sweep, folder: str | os.PathLike, *, bootstrap: int) -> list[str]:
-    """Writes the tables of a finished sweep, fits the laws, writes fit.json and report.html.
+    """Writes the tables of a finished sweep, fits the laws, writes fit.json, figures and report.
 
     results.csv and what follows from it hold nothing that differs between two runs of the same
     sweep on the same machine; timings stand in timings.csv.
@@ -35,6 +36,9 @@ def publish(sweep: Sweep, folder: str | os.PathLike, *, bootstrap: int) -> list[
         seed=sweep.seed,
     )
     write_json(folder / "fit.json", done.to_json())
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, (figure, _) in figures(done).items():
+        write_svg(figure, folder / "figures" / f"{name}.svg")
     told = environment()
     provenance = {
         "command": f"lineage sweep {sweep.name}",
@@ -50,7 +54,10 @@ def publish(sweep: Sweep, folder: str | os.PathLike, *, bootstrap: int) -> list[
         checklist=sweep.facts,
         provenance=provenance,
     )
-    return [*done.lines(), f"Written to {folder}: report.html, fit.json, results.csv, curves.csv"]
+    return [
+        *done.lines(),
+        f"Written to {folder}: report.html, figures/, fit.json, results.csv, curves.csv",
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

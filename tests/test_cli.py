@@ -10,7 +10,7 @@ import pytest
 
 from lineage_jax import cli
 
-TINY = (
+TINY = (  # noqa: SIM905
     "--model.num-layers 1 --model.embed-dim 16 --model.num-heads 2 --data.seq-len 16 "
     "--data.batch-size 8 --train.num-steps 4 --train.eval-every 2 --train.checkpoint-every 2"
 ).split()

@@ -75,12 +75,10 @@ def load(model: GPT, params: dict[str, np.ndarray]) -> None:
         for name, linear in linears.items():
             copy(linear.weight, f"blocks/{name}/kernel", layer)
             copy(linear.bias, f"blocks/{name}/bias", layer)
-        thirds = zip(
-            ("query", "key", "value"), block.qkv.weight.chunk(3), block.qkv.bias.chunk(3), strict=True
-        )
-        for name, weight, bias in thirds:
-            copy(weight, f"blocks/attention/{name}/kernel", layer)
-            copy(bias, f"blocks/attention/{name}/bias", layer)
+        weights, biases = block.qkv.weight.chunk(3), block.qkv.bias.chunk(3)
+        for third, name in enumerate(("query", "key", "value")):
+            copy(weights[third], f"blocks/attention/{name}/kernel", layer)
+            copy(biases[third], f"blocks/attention/{name}/bias", layer)
 
 
 class Trainer:

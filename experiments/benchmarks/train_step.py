@@ -22,9 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-Block = tuple[list[float], float]
-"""The losses of a block's steps, and the seconds that it took."""
-
 OURS, THEIRS = "lineage_jax", ("torch", "torch fused")
 LOSS_TOLERANCE = 1e-4  # nats per token: the project's tolerance, end to end
 COMPARED_STEPS = 3  # rounding differences grow from step to step
@@ -127,7 +124,7 @@ def torch_contender(shape: Shape, weights: Path, *, fused: bool, threads: int):
 
 
 def work(name: str, shape: Shape, weights: Path, steps: int, threads: int) -> None:
-    """A contender's process: a block for each line read, its losses, seconds and peak memory out."""
+    """A contender's process: for each line read it takes a block of steps and prints its cost."""
     import resource
 
     if hasattr(os, "sched_setaffinity"):  # XLA takes a thread for each core it may use
@@ -287,8 +284,8 @@ def main(arguments: list[str] | None = None) -> int:
     report = {"python": platform.python_version(), "versions": versions, "threads": args.threads}
     print(", ".join(f"{k} {v}" for k, v in versions.items()) + f"; {args.threads} threads")
     report["startup"] = startup(args.shapes[0], args.threads)
-    seconds = "s, ".join(f"{label} {took:.1f} " for label, took in report["startup"].items())
-    print(f"{args.shapes[0]}: process start to first step, compilation cache cold and warm: {seconds}s")
+    times = ", ".join(f"{label} {took:.1f} s" for label, took in report["startup"].items())
+    print(f"{args.shapes[0]}: process start to first step, by compilation cache: {times}")
     report["results"] = []
     for shape in args.shapes:
         options = dict(rounds=args.rounds, steps=args.steps, threads=args.threads)

@@ -270,7 +270,9 @@ class GPT(nn.Module):
         if length > c.max_len:
             raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
         if cache is not None and (positions is None or segment_ids is not None):
-            raise ValueError("a cache needs the positions to write to, and holds one document a row")
+            raise ValueError(
+                "a cache needs the positions to write to, and holds one document a row"
+            )
         index = jnp.arange(length)[None]  # 1 T
         if positions is None:
             positions = index

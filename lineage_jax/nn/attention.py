@@ -1,7 +1,7 @@
 """Attention: a weighted average of values, the weights from queries and keys."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,9 @@ class Attention(nn.Module):
           The attended values, projected to the width of x, and the cache with x in it.
         """
         width = x.shape[-1]
-        types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        types: dict[str, Any] = dict(
+            use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype
+        )
 
         def heads(name, num_heads, axis):
             outputs, axes = (num_heads, self.head_dim), ("embed", axis, "head")

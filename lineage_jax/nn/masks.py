@@ -20,9 +20,6 @@ def causal_mask(
     return visible if window is None else visible & (distance < window)
 
 
-def segment_mask(
-    queries: Int[Array, "B T"], keys: Int[Array, "B S"]
-) -> Bool[Array, "B 1 T S"]:
+def segment_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
     """A query reads keys of its own document: documents packed in one row do not meet."""
     return queries[:, None, :, None] == keys[:, None, None, :]
-

@@ -1,6 +1,7 @@
 """The position-wise feed-forward layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        width, types = x.shape[-1], dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        width = x.shape[-1]
+        types: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         up = Linear((width,), (self.mlp_dim,), ("embed", "mlp"), self.stddev, name="up", **types)
         down = Linear(
             (self.mlp_dim,), (width,), ("mlp", "embed"), self.out_stddev, name="down", **types

@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from lineage_jax.typing import Array, Bool, Float, Int
 
 
-def target_logits(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
-) -> Float[Array, "B T"]:
+def target_logits(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
     """The logit of each target; targets must be in [0, V)."""
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 

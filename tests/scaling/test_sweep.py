@@ -23,18 +23,17 @@ spec.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory):
-    """Starts the tiny sweep in a process of its own, on one device."""
-    cache = str(tmp_path_factory.mktemp("xla"))
+def start(process_environment):
+    """Starts the tiny sweep in a process of its own."""
 
     def start(folder):
         with open(f"{folder}.said", "w") as said:
             return subprocess.Popen(
                 [sys.executable, str(SCRIPT), str(folder)],
-                env={**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"), "JAX_COMPILATION_CACHE_DIR": cache,
-                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
-                stdout=said, stderr=said,
-            )  # fmt: skip
+                env=process_environment,
+                stdout=said,
+                stderr=said,
+            )
 
     return start
 

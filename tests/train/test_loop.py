@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import random
 import signal
@@ -19,7 +18,7 @@ from lineage_jax.sharding import MeshConfig, make_mesh
 from lineage_jax.train import loop
 from lineage_jax.train.progress import Progress
 
-SMALL = (
+SMALL = (  # noqa: SIM905
     "--model.num-layers 1 --model.embed-dim 16 --model.num-heads 2 --data.seq-len 32 "
     "--data.batch-size 8 --train.num-steps 60 --train.eval-every 30 --train.checkpoint-every 10"
 ).split()
@@ -37,15 +36,16 @@ def small(**train):
     )
 
 
-def start(folder, cache):
-    """`lineage train gpt` in a process of its own, on one device; it speaks to `folder.said`."""
+def start(folder, environment):
+    """`lineage train gpt` in a process of its own; it speaks to `folder.said`."""
+    command = [sys.executable, "-m", "lineage_jax.cli", "train", "gpt", *SMALL]
     with open(f"{folder}.said", "w") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "lineage_jax.cli", "train", "gpt", *SMALL,
-             "--run-dir", str(folder), "--resume"],
-            env={**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"), "JAX_COMPILATION_CACHE_DIR": cache},
-            stdout=said, stderr=said,
-        )  # fmt: skip
+            [*command, "--run-dir", str(folder), "--resume"],
+            env=environment,
+            stdout=said,
+            stderr=said,
+        )
 
 
 def said(folder):
@@ -66,14 +66,9 @@ def steps_so_far(folder):
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("xla"))
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory, cache):
+def uninterrupted(tmp_path_factory, process_environment):
     folder = tmp_path_factory.mktemp("whole")
-    assert start(folder, cache).wait() == 0, said(folder)
+    assert start(folder, process_environment).wait() == 0, said(folder)
     return folder
 
 
@@ -88,24 +83,26 @@ def test_a_run_writes_down_what_it_did(uninterrupted):
 
 
 @pytest.mark.slow
-def test_a_run_killed_twice_gives_the_same_losses_bit_for_bit(tmp_path, uninterrupted, cache):
+def test_a_run_killed_twice_gives_the_same_losses_bit_for_bit(
+    tmp_path, uninterrupted, process_environment
+):
     moments = random.Random(0)
     for _ in range(2):
-        process = start(tmp_path, cache)
+        process = start(tmp_path, process_environment)
         until = steps_so_far(tmp_path) + moments.randint(1, 25)
         while steps_so_far(tmp_path) < until and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert json.loads((tmp_path / "STATUS.json").read_text())["status"] == "running"
-    assert start(tmp_path, cache).wait() == 0, said(tmp_path)
+    assert start(tmp_path, process_environment).wait() == 0, said(tmp_path)
     assert "resumed from step" in said(tmp_path)
     assert losses(tmp_path) == losses(uninterrupted)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_75(tmp_path, uninterrupted, cache):
-    process = start(tmp_path, cache)
+def test_sigterm_saves_and_exits_75(tmp_path, uninterrupted, process_environment):
+    process = start(tmp_path, process_environment)
     while steps_so_far(tmp_path) < 10 and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
@@ -113,13 +110,13 @@ def test_sigterm_saves_and_exits_75(tmp_path, uninterrupted, cache):
     status = json.loads((tmp_path / "STATUS.json").read_text())
     assert status["status"] == "preempted"
     assert (tmp_path / "checkpoints" / "manifests" / f"{status['step']}.json").exists()
-    assert start(tmp_path, cache).wait() == 0
+    assert start(tmp_path, process_environment).wait() == 0
     assert losses(tmp_path) == losses(uninterrupted)
 
 
-def test_a_finished_run_resumes_to_its_end_at_once(uninterrupted, cache):
+def test_a_finished_run_resumes_to_its_end_at_once(uninterrupted, process_environment):
     before = losses(uninterrupted)
-    assert start(uninterrupted, cache).wait() == 0
+    assert start(uninterrupted, process_environment).wait() == 0
     assert losses(uninterrupted) == before
 
 
