@@ -4,6 +4,9 @@ Pre-norm blocks, one product for query, key and value, fused attention, a tied h
 cross-entropy, as in nanoGPT (Karpathy 2022).
 """
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -67,7 +70,8 @@ def load(model: GPT, params: dict[str, np.ndarray]) -> None:
     copy(model.positions.weight, "positions/table")
     copy(model.final_norm.weight, "final_norm/scale")
     copy(model.final_norm.bias, "final_norm/bias")
-    for layer, block in enumerate(model.blocks):
+    blocks: Any = enumerate(model.blocks)
+    for layer, block in blocks:
         for name in ("attention_norm", "mlp_norm"):
             copy(getattr(block, name).weight, f"blocks/{name}/scale", layer)
             copy(getattr(block, name).bias, f"blocks/{name}/bias", layer)
@@ -103,7 +107,7 @@ class Trainer:
         self.adamw = torch.optim.AdamW(
             groups, lr=rate, betas=betas, eps=optimizer.epsilon, fused=fused or None
         )
-        self.max_grad_norm = optimizer.max_grad_norm
+        self.max_grad_norm = optimizer.max_grad_norm or math.inf
 
     def step(self, tokens: np.ndarray) -> float:
         """One step on rows of T + 1 tokens; returns its loss, nats per token."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        kernel = self.param(
+        kernel: Any = self.param(
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(self.stddev), tuple(self.axes)),
             (*self.inputs, *self.outputs),
@@ -90,7 +91,7 @@ class Linear(nn.Module):
             kernel.astype(self.dtype).reshape(width_in, width_out),
         )
         if self.use_bias:
-            bias = self.param(
+            bias: Any = self.param(
                 "bias",
                 nn.with_logical_partitioning(
                     nn.initializers.zeros, tuple(self.axes[len(self.inputs) :])
