@@ -18,12 +18,20 @@ from scaling.sweep import CHUNK, Size, Sweep
 SEQ_LEN, BATCH_SIZE = 64, 16
 
 # (layers, width): heads are 16 wide; each size has about twice the parameters of the one before.
-SHAPES = ((2, 16), (2, 24), (2, 32), (2, 48), (3, 64), (3, 80), (4, 96), (4, 128))
-
-# Budgets are shared between sizes, so that runs of equal compute can be compared (Hoffmann et al.
-# 2022, section 3.2): each size takes those that give it a run of this many tokens.
+# Each is trained on every budget from the first to the last named, three to a factor of ten.
+# Budgets are shared, so that runs of equal compute can be compared (Hoffmann et al. 2022, section
+# 3.2), and reach far enough to either side of the best size for each.
+SHAPES = {
+    (2, 16): (1e10, 2e11),
+    (2, 24): (1e10, 5e11),
+    (2, 32): (2e10, 5e11),
+    (2, 48): (4e10, 1e12),
+    (3, 64): (1e11, 2e12),
+    (3, 80): (2e11, 2e12),
+    (4, 96): (4e11, 5e12),
+    (4, 128): (4e11, 5e12),
+}
 FLOPS = tuple(10 ** (k / 3) for k in range(30, 39))
-TOKENS = (120_000, 3_000_000)
 
 
 def laptop() -> Sweep:
@@ -46,6 +54,7 @@ def laptop() -> Sweep:
         eval_batches=64,
         bytes_per_token=text.bytes_per_token,
         optimizer=optimizer,
+        tune_budget=1,
         facts=facts(text, optimizer),
     )
 
@@ -72,17 +81,16 @@ def size(text: TextDataset, layers: int, width: int, optimizer: OptimizerConfig)
         params=count["total"],
         params_no_embed=count["non_embedding"],
         flops_per_token=flops_per_token,
-        budgets=budgets(flops_per_token),
+        budgets=budgets(flops_per_token, *SHAPES[layers, width]),
         learning_rate=0.5 / width,  # where tuning starts: rates fall about as 1 / width
         shape={"num_layers": layers, "embed_dim": width, "seq_len": SEQ_LEN},
     )
 
 
-def budgets(flops_per_token: int) -> tuple[int, ...]:
-    """The steps of each run of one size, in whole chunks."""
-    chunk_tokens = BATCH_SIZE * SEQ_LEN * CHUNK
-    tokens = (budget / flops_per_token for budget in FLOPS)
-    return tuple(round(t / chunk_tokens) * CHUNK for t in tokens if TOKENS[0] <= t <= TOKENS[1])
+def budgets(flops_per_token: int, first: float, last: float) -> tuple[int, ...]:
+    """The steps of each run of one size, in whole chunks; the ends are meant within a tenth."""
+    chunk = flops_per_token * BATCH_SIZE * SEQ_LEN * CHUNK
+    return tuple(round(c / chunk) * CHUNK for c in FLOPS if 0.9 * first < c < 1.1 * last)
 
 
 def facts(text: TextDataset, optimizer: OptimizerConfig) -> dict[str, str]:
@@ -102,7 +110,7 @@ def facts(text: TextDataset, optimizer: OptimizerConfig) -> dict[str, str]:
         "forward and backward; norms and look-ups left out",
         "optimiser": f"AdamW, betas {optimizer.b1} and {optimizer.b2}, weight decay "
         f"{optimizer.weight_decay} on matrices, gradients clipped at {optimizer.max_grad_norm}",
-        "learning rate": "tuned per size in factors of two, at its shortest budget, until the best "
+        "learning rate": "tuned per size in factors of two, at its second budget, until the best "
         "has a worse neighbour on either side",
         "schedule": f"warm-up, constant, and a linear cool-down to zero over the last "
         f"{optimizer.decay_fraction:.0%} of each budget, from one trunk per trial",

@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(USAGE, end="")
         return
     try:
-        command(arguments[0])(arguments[1:])
+        with contextlib.nullcontext() if debug else silent_libraries():
+            command(arguments[0])(arguments[1:])
     except KeyboardInterrupt:
         fail("stopped; run the same command again to go on", EXIT_INTERRUPTED)
     except ValueError as error:
@@ -56,6 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report(error, debug, EXIT_IO)
     except RuntimeError as error:  # divergence, and the device's own errors, such as no memory left
         report(error, debug, EXIT_IO)
+
+
+@contextlib.contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keeps threads of libraries from logging an error that is raised, and told in one line."""
+    hooks = threading.excepthook, sys.unraisablehook
+    logging.disable(logging.CRITICAL)
+    threading.excepthook = sys.unraisablehook = lambda arguments: None
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        threading.excepthook, sys.unraisablehook = hooks
 
 
 def command(name: str) -> Callable[[list[str]], None]:

@@ -10,7 +10,6 @@ default AdamW and with the fused one, and the faster counts.
 import argparse
 import dataclasses
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -275,7 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.work:
         work(args.work, SHAPES[args.shapes[0]], args.weights, args.steps, args.threads)
         return 0
-    if importlib.util.find_spec("torch") is None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
         print("this compares with PyTorch: pip install torch", file=sys.stderr)
         return 2
     if args.quick:

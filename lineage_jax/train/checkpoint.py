@@ -5,6 +5,7 @@ truncated file when it reads them back, so each step has a manifest of SHA-256 d
 and a step counts as saved once its manifest stands.
 """
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -95,7 +96,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # it repeats what `wait` has raised already
+                self._manager.close()
 
     def restore(self, step: int, like: Any) -> Any:
         """The state saved at `step`.
@@ -216,4 +218,6 @@ def _digest(path: epath.Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    if "No space left on device" in str(error):  # at the end of a long chain of paths
+        return "no space left on device"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

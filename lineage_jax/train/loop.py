@@ -1,5 +1,6 @@
 """The loop around the step: data in, metrics out, checkpoints, evaluation, samples, signals."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -195,7 +196,8 @@ def train(
         try:
             return run.to_the_end()
         except BaseException as error:
-            run.close(error)
+            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                run.close(error)
             raise
 
 
@@ -311,6 +313,7 @@ class Run:
                 if self.due(config.checkpoint_every) or self.interruption.asked:
                     self.save()
                 if self.interruption.asked:
+                    self.checkpoints.wait()
                     raise SystemExit(EXIT_PREEMPTED)
             if not self.evaluation:  # a run that was already at its end
                 self.evaluation = evaluate(self.eval_step, self.state, self.task, self.mesh)
@@ -388,7 +391,6 @@ class Run:
             self.checkpoints.wait()
             self.status("finished")
         elif isinstance(error, SystemExit):
-            self.checkpoints.wait()
             self.status("preempted", "SIGTERM; run the same command with --resume")
         else:
             self.status("failed", (str(error) or type(error).__name__).splitlines()[0])
