@@ -75,7 +75,7 @@ CAPTIONS = {
         "Loss while training. One colour per model size, smallest darkest; dots are the end "
         "points that the laws are fitted to, after the learning rate has decayed. A larger model "
         "should run below a smaller one; where it does not, it is undertrained or its learning "
-        "rate is wrong."
+        "rate is wrong. Training losses, averaged over twentieths of a factor of ten in tokens."
     ),
     "kaplan_n": (
         "Kaplan's L(N). Loss against parameters, fitted to the runs that no smaller model beats "
@@ -159,7 +159,7 @@ def loss_curves(study: Study) -> Figure:
     colours, runs = size_colours(study), study.runs
     if study.curves is not None:
         for size, tokens, loss in _trajectories(study):
-            axes.plot(tokens, loss, color=colours[size], lw=1.0, alpha=0.8)
+            axes.plot(*_binned(tokens, loss), color=colours[size], lw=1.0, alpha=0.8)
     named = _named(runs["params"])
     for size, colour in colours.items():
         mine = runs["params"] == size
@@ -444,6 +444,13 @@ def _spread_labels(figure: Figure, gap: float = 10.5) -> Figure:
     for label, shift in zip(labels, spread - y, strict=True):
         label.set_position((5, shift))
     return figure
+
+
+def _binned(tokens: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve averaged over twentieths of a factor of ten, which quiets the noise of its batches."""
+    bins = np.floor(20 * np.log10(tokens)).astype(int)
+    groups = [bins == b for b in np.unique(bins)]
+    return np.array([tokens[g].mean() for g in groups]), np.array([loss[g].mean() for g in groups])
 
 
 def _trajectories(study: Study) -> list[tuple[float, np.ndarray, np.ndarray]]:
