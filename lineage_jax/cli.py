@@ -66,7 +66,8 @@ def silent_libraries() -> Iterator[None]:
     """Keeps threads of libraries from logging an error that is raised, and told in one line."""
     hooks = threading.excepthook, sys.unraisablehook
     logging.disable(logging.CRITICAL)
-    threading.excepthook = sys.unraisablehook = lambda arguments: None
+    threading.excepthook = lambda arguments: None
+    sys.unraisablehook = lambda arguments: None
     try:
         yield
     finally:

@@ -447,7 +447,7 @@ def _spread_labels(figure: Figure, gap: float = 10.5) -> Figure:
 
 
 def _binned(tokens: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A curve averaged over twentieths of a factor of ten, which quiets the noise of its batches."""
+    """A curve averaged over twentieths of a factor of ten, to quiet the noise of its batches."""
     bins = np.floor(20 * np.log10(tokens)).astype(int)
     groups = [bins == b for b in np.unique(bins)]
     return np.array([tokens[g].mean() for g in groups]), np.array([loss[g].mean() for g in groups])
