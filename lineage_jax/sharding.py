@@ -150,15 +150,25 @@ def _mesh_axes(name: str, extent: int, mesh: Mesh, path: Any) -> tuple[str, ...]
     )
 
 
-def init_sharded(init: Callable[[], Any], mesh: Mesh) -> Any:
-    """Runs `init` with each parameter made where it will live, never whole on one device.
+def sharded(init: Callable[[], Any], mesh: Mesh) -> Callable[[], Any]:
+    """A compiled `init` that makes each array where it will live, never whole on one device.
 
     Returns:
-      What `init` returns, unboxed, sharded by the names of its boxes.
+      A function of nothing, for what `init` returns, unboxed, sharded by the names of its boxes.
     """
     shardings = param_shardings(jax.eval_shape(init), mesh)
-    with use(mesh):
-        return jax.jit(lambda: nn.meta.unbox(init()), out_shardings=shardings)()
+    compiled = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=shardings)
+
+    def run() -> Any:
+        with use(mesh):
+            return compiled()
+
+    return run
+
+
+def init_sharded(init: Callable[[], Any], mesh: Mesh) -> Any:
+    """What `init` returns, unboxed and made where it will live (`sharded`)."""
+    return sharded(init, mesh)()
 
 
 def place(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -42,7 +42,7 @@ from lineage_jax.train.state import TrainState
 from lineage_jax.train.step import LossFn, make_train_step, many_steps
 from lineage_jax.typing import PRNGKeyArray
 
-STALE_AFTER = 120.0  # seconds without a sign of life after which another may take a claim
+STALE_AFTER = 900.0  # seconds without a sign of life (compiling gives none) that free a claim
 CHUNK = 10  # steps in one call of the compiled program; every budget is a multiple
 
 
@@ -232,6 +232,12 @@ class Program:
 
     def __init__(self, sweep: Sweep, size: Size, mesh: Mesh):
         self.sweep, self.size, self.mesh = sweep, size, mesh
+
+        def create():
+            params = size.init(jax.random.key(sweep.seed))
+            return TrainState.create(params, size.tx, seed=sweep.seed)
+
+        self.initial_state = sharding.sharded(create, mesh)
         self.rows = NamedSharding(mesh, PartitionSpec(None, *sharding.batch_sharding(mesh).spec))
         step = make_train_step(size.loss_fn, size.tx, max_grad_norm=sweep.optimizer.max_grad_norm)
         self.steps = jax.jit(many_steps(step), donate_argnums=0)
@@ -240,14 +246,6 @@ class Program:
         self.evaluate = jax.jit(
             lambda state, batches: jax.lax.map(lambda batch: eval_step(state, batch), batches)
         )
-
-    def initial_state(self) -> TrainState:
-        size, seed = self.size, self.sweep.seed
-
-        def create():
-            return TrainState.create(size.init(jax.random.key(seed)), size.tx, seed=seed)
-
-        return sharding.init_sharded(create, self.mesh)
 
     def advance(
         self,
