@@ -31,7 +31,7 @@ from experiments.laptop import laptop
 from lineage_jax.sharding import MeshConfig, make_mesh
 from lineage_jax.train.progress import Progress
 from scaling.fit import fit
-from scaling.plots import figures
+from scaling.plots import figures, to_svg
 from scaling.runs import read_runs
 from scaling.study import study
 from scaling.sweep import CHUNK, run, runs_table
@@ -109,7 +109,9 @@ done = study(runs, bootstrap=200)
 print("\n".join(done.lines()))
 
 # %%
-figures(done)["forecast"][0]
+from IPython.display import SVG
+
+SVG(to_svg(figures(done)["forecast"][0]))
 
 # %% [markdown]
 # ## 5. Try it

@@ -205,11 +205,11 @@ def next_octaves(losses: Mapping[int, float], limit: int = 4) -> list[int]:
 
     The best must have been tried with its neighbours on both sides; within `limit` of the guess.
     """
-    if not losses:
-        return [0, -1, 1]
+    first = [k for k in (0, -1, 1) if k not in losses]
+    if first:  # all three, so that the walk is the same however many workers share it
+        return first
     best = best_octave(losses)
-    around = (best - 1, best, best + 1)
-    return [k for k in around if k not in losses and abs(k) <= limit]
+    return [k for k in (best - 1, best + 1) if k not in losses and abs(k) <= limit]
 
 
 def expected_points(sweep: Sweep) -> int:

@@ -26,7 +26,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, recwarn
     print(f"{path.name}: {time.monotonic() - began:.0f} s")
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
 
 
 def test_the_notebooks_are_scripts_too():

@@ -50,8 +50,8 @@ def test_every_size_has_every_budget_at_its_best_learning_rate(whole):
     runs = read_runs(whole / "results.csv", duplicates="keep")
     for name in set(runs["model"]):
         mine = runs["model"] == name
-        shortest = mine & (runs["tokens"] == runs["tokens"].min())
-        best = runs["learning_rate"][shortest][np.argmin(runs["loss"][shortest])]
+        tuned = mine & (runs["tokens"] == 50 * 1024)  # at the second of its budgets
+        best = runs["learning_rate"][tuned][np.argmin(runs["loss"][tuned])]
         at_best = mine & (runs["learning_rate"] == best)
         assert at_best.sum() == 3
         assert runs["learning_rate"][mine].min() < best < runs["learning_rate"][mine].max()
@@ -119,11 +119,15 @@ def test_a_folder_with_another_sweep_is_refused(whole):
     "losses, tried_next",
     [
         ({}, [0, -1, 1]),
+        ({0: 2.0, -1: 1.9}, [1]),
         ({0: 2.0, -1: 2.1, 1: 2.2}, []),
         ({0: 2.0, -1: 2.1, 1: 1.9}, [2]),
         ({0: 2.0, -1: 1.9, 1: 2.2}, [-2]),
         ({0: 2.0, -1: 2.1, 1: float("nan")}, []),
-        ({4: 1.0, 3: 1.1}, []),  # the best is at the limit: no further
+        (
+            {0: 1.4, -1: 1.5, 1: 1.3, 2: 1.2, 3: 1.1, 4: 1.0},
+            [],
+        ),  # the best is at the limit: no further
     ],
 )
 def test_a_learning_rate_is_best_when_both_neighbours_are_worse(losses, tried_next):
