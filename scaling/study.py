@@ -287,8 +287,8 @@ def _hold_out(runs: Runs, holdout: str | None) -> tuple[np.ndarray, str]:
                 f"size fewer than {FEW_SIZES} sizes would be left)"
             )
     beyond = flops[held].max() / flops[~held].max() if (~held).any() else np.nan
-    far = f"{beyond:.2g} times" if beyond > 1.05 else "as many as"
-    return held, f"{why}; the largest has {far} the FLOPs of any run fitted"
+    far = f"{beyond:.2g} times the FLOPs of" if beyond > 1.05 else "as many FLOPs as"
+    return held, f"{why}; the largest has {far} any run fitted"
 
 
 def _runs(held: np.ndarray) -> str:
