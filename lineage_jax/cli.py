@@ -30,7 +30,8 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
 
 Add --help to any command for its options, and --debug to see where an error came from.
-Start with `lineage train gpt --preset tiny` (two minutes) or `lineage sweep laptop` (ten).
+Start with `lineage train gpt --preset tiny` (minutes) or `lineage sweep laptop` (a quarter of an
+hour).
 """
 
 EXIT_IO, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
