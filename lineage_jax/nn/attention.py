@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lineage_jax.nn.linear import Linear
+from lineage_jax.nn.norms import without_ones
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key gives an average and not NaN
@@ -39,7 +40,8 @@ def dot_product_attention(
     scores = scores.astype(jnp.float32) / math.sqrt(head_dim)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    weights = jax.nn.softmax(without_ones(scores), axis=-1).astype(values.dtype)
+    weights = weights.reshape(scores.shape)
     if dropout is not None:
         weights = dropout(weights)
     stacked = weights.reshape(batch, num_groups, -1, weights.shape[-1])  # B G (H/G T) S

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lineage_jax.nn.linear import project
 from lineage_jax.typing import Array, DTypeLike, Float, Int
 
 
@@ -34,4 +33,5 @@ class Embed(nn.Module):
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores each id by the inner product with its row; float32."""
-        return project(x, self.table.astype(x.dtype).T).astype(jnp.float32)
+        table = self.table.astype(x.dtype)
+        return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)

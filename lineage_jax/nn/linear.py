@@ -40,14 +40,16 @@ def plain_kernel_grad(
 def cpu_kernel_grad(
     x: Float[Array, "*batch M"], grad: Float[Array, "*batch N"]
 ) -> Float[Array, "M N"]:
-    """The same, as two steps: a transposed copy of the narrower factor, and a plain product.
+    """The same, as two steps: a transposed copy of one factor, and a plain product.
 
     Left alone, XLA's CPU backend copies the wider factor too, or multiplies both transposed, at
-    half the speed. The barriers keep it from folding the copy back into the product.
+    half the speed. The barriers keep it from folding the copy back into the product. Copying x
+    moves R M numbers; copying g, and then the product g^T x, moves (R + M) N.
     """
     held = jax.lax.optimization_barrier
     x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    if x.shape[1] <= grad.shape[1]:
+    (num_rows, width_in), width_out = x.shape, grad.shape[1]
+    if num_rows * width_in <= (num_rows + width_in) * width_out:
         return held(held(x.T) @ grad)
     return held(held(grad.T) @ x).T
 

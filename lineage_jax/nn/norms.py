@@ -7,6 +7,14 @@ from flax import linen as nn
 from lineage_jax.typing import Array, DTypeLike, Float
 
 
+def without_ones(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The same numbers without the axes of extent 1, but for the last axis.
+
+    XLA's CPU backend sums products many times slower along with such an axis.
+    """
+    return x.reshape([n for n in x.shape[:-1] if n > 1] + [x.shape[-1]])
+
+
 def normalize(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]:
     """(x - mean) / sqrt(variance + epsilon) over the last axis, in float32."""
     x = x.astype(jnp.float32)
@@ -23,6 +31,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        shape = x.shape
+        x = without_ones(x)
+
         def vector(name, init):
             init = nn.with_logical_partitioning(init, ("embed_vector",))
             value = self.param(name, init, x.shape[-1:], self.param_dtype)
@@ -30,4 +41,4 @@ class LayerNorm(nn.Module):
 
         scale = vector("scale", nn.initializers.ones)
         bias = vector("bias", nn.initializers.zeros)
-        return (normalize(x, self.epsilon) * scale + bias).astype(self.dtype)
+        return (normalize(x, self.epsilon) * scale + bias).astype(self.dtype).reshape(shape)
