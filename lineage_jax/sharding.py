@@ -96,6 +96,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def stack_sharding(mesh: Mesh) -> NamedSharding:
+    """The second axis split over the replicas: batches of several steps, one upon the other."""
+    return NamedSharding(mesh, PartitionSpec(None, RULES["batch"]))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Refuses a global batch that the replicas cannot share evenly."""
     replicas = math.prod(mesh.shape[axis] for axis in RULES["batch"])

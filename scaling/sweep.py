@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from lineage_jax import sharding
 from lineage_jax.data.packing import Batches
@@ -238,7 +238,7 @@ class Program:
             return TrainState.create(params, size.tx, seed=sweep.seed)
 
         self.initial_state = sharding.sharded(create, mesh)
-        self.rows = NamedSharding(mesh, PartitionSpec(None, *sharding.batch_sharding(mesh).spec))
+        self.rows = sharding.stack_sharding(mesh)
         step = make_train_step(size.loss_fn, size.tx, max_grad_norm=sweep.optimizer.max_grad_norm)
         self.steps = jax.jit(many_steps(step), donate_argnums=0)
         self.lane_steps = jax.jit(jax.vmap(many_steps(step), in_axes=(0, None, 0)))

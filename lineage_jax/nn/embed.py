@@ -1,9 +1,32 @@
 """Tables of vectors, looked up by id."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from lineage_jax.typing import Array, DTypeLike, Float, Int
+
+
+@jax.custom_vjp
+def inner_products(x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
+    """x . row for every row of the table: accumulated, and returned, in float32.
+
+    Its gradients are products in the type of x, as those of `project` are.
+    """
+    return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+
+
+def inner_products_forward(x, table):
+    return inner_products(x, table), (x, table)
+
+
+def inner_products_backward(saved, grad):
+    x, table = saved
+    grad = grad.astype(x.dtype)
+    return jnp.einsum("btv,vd->btd", grad, table), jnp.einsum("btv,btd->vd", grad, x)
+
+
+inner_products.defvjp(inner_products_forward, inner_products_backward)
 
 
 class Embed(nn.Module):
@@ -33,5 +56,4 @@ class Embed(nn.Module):
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores each id by the inner product with its row; float32."""
-        table = self.table.astype(x.dtype)
-        return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+        return inner_products(x, self.table.astype(x.dtype))

@@ -31,8 +31,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        shape = x.shape
-        x = without_ones(x)
+        shape, x = x.shape, without_ones(x)
 
         def vector(name, init):
             init = nn.with_logical_partitioning(init, ("embed_vector",))

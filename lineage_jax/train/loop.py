@@ -27,7 +27,7 @@ from lineage_jax.train.metrics import (
 )
 from lineage_jax.train.progress import Progress
 from lineage_jax.train.state import TrainState
-from lineage_jax.train.step import LossFn, make_train_step
+from lineage_jax.train.step import LossFn, make_train_step, many_steps
 from lineage_jax.typing import Params, PRNGKeyArray
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
@@ -45,6 +45,9 @@ class TrainConfig:
     seed: int = 0
     accumulate: int = 1
     """Micro-batches that a batch is computed in, to save memory."""
+    steps_per_call: int | None = None
+    """Steps that one call of the compiled program takes if nothing is due between them; a signal
+    waits for them. Not given: 5 on CPU, where each call maps its memory anew, 1 elsewhere."""
     log_every: int = 10
     """Steps between two fetches of the metrics; every step's line is written all the same."""
     eval_every: int = 250
@@ -60,7 +63,7 @@ class TrainConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("seed", "track") and value < 1:
+            if field.name not in ("seed", "track") and value is not None and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, got {value}")
 
 
@@ -274,37 +277,47 @@ class Run:
         self.writers: list[Writer] = [self.metrics, *writers]
         shardings = jax.tree.map(lambda x: x.sharding, state)
         batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        self.train_step = jax.jit(
-            make_train_step(
-                task.loss_fn,
-                task.tx,
-                accumulate=config.accumulate,
-                max_grad_norm=task.max_grad_norm,
-                after=task.after,
-            ),
-            in_shardings=(shardings, batch, whole),
+        step = make_train_step(
+            task.loss_fn,
+            task.tx,
+            accumulate=config.accumulate,
+            max_grad_norm=task.max_grad_norm,
+            after=task.after,
+        )
+        self.stacked_batch = sharding.stack_sharding(mesh)
+        self.train_steps = jax.jit(
+            many_steps(step),
+            in_shardings=(shardings, self.stacked_batch, whole),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         )
+        device = mesh.devices.flat[0]
+        self.steps_per_call = config.steps_per_call or (5 if device.platform == "cpu" else 1)
         self.eval_step = jax.jit(
             make_eval_step(task.eval_loss_fn),
             in_shardings=(shardings, batch),
             out_shardings=whole,
         )
-        self.peak, self.peak_source = peak_flops(mesh.devices.flat[0])
+        self.peak, self.peak_source = peak_flops(device)
 
     def to_the_end(self) -> Result:
         """Steps until num_steps, a signal or an error."""
         config, bar = self.config, self.progress.add(self.task.name, self.config.num_steps)
         self.status("running")
-        since, first = time.perf_counter(), self.step
+        since, first, compiled, speed = time.perf_counter(), self.step, False, ""
         with sharding.use(self.mesh):
             while self.step < config.num_steps:
                 self.advance()
+                if not compiled:  # the speed of the first steps would be that of the compiler
+                    jax.block_until_ready(self.state)
+                    now, compiled = time.perf_counter(), True
+                    self.progress.say(f"compiled, and at step {self.step}, in {now - since:.1f} s")
+                    since, first = now, self.step
                 if self.due(config.log_every):
                     loss = self.fetch()
                     now = time.perf_counter()
-                    speed = self.speed((self.step - first) / (now - since))
+                    if self.step > first:
+                        speed = self.speed((self.step - first) / (now - since))
                     since, first = now, self.step
                     self.progress.update(bar, self.step, f"loss {loss:.4f}  {speed}")
                 if self.due(config.eval_every):
@@ -324,17 +337,30 @@ class Run:
         return self.step % every == 0 or self.step == self.config.num_steps
 
     def advance(self) -> None:
-        """One step; its metrics stay on the device."""
-        batch = sharding.place(self.task.train_batch(self.step), sharding.batch_sharding(self.mesh))
-        rate = np.float32(self.task.learning_rate(self.step))
-        self.state, metrics = self.train_step(self.state, batch, rate)
-        self.step += 1
-        self.pending.append((self.step, {**metrics, "learning_rate": (rate, 1.0)}))
+        """The steps of one call; their metrics stay on the device."""
+        config, task = self.config, self.task
+        every = (config.log_every, config.eval_every, config.checkpoint_every)
+        left = min(config.num_steps - self.step, *(n - self.step % n for n in every))
+        # All or one, so that there are at most two programs to compile.
+        num_steps = self.steps_per_call if left >= self.steps_per_call else 1
+        steps = range(self.step, self.step + num_steps)
+        rows = [task.train_batch(step) for step in steps]
+        stacked = {name: np.stack([batch[name] for batch in rows]) for name in rows[0]}
+        rates = np.array([task.learning_rate(step) for step in steps], np.float32)
+        batches = sharding.place(stacked, self.stacked_batch)
+        self.state, metrics = self.train_steps(self.state, batches, rates)
+        self.step = steps.stop
+        self.pending.append((steps, {**metrics, "learning_rate": (rates, np.ones(len(rates)))}))
 
     def fetch(self) -> float:
         """Writes down the metrics of the steps since the last fetch; the last loss."""
         loss = float("nan")
-        for step, metrics in jax.device_get(self.pending):
+        fetched = [
+            (index + 1, jax.tree.map(lambda value, i=i: value[i], metrics))
+            for steps, metrics in jax.device_get(self.pending)
+            for i, index in enumerate(steps)
+        ]
+        for step, metrics in fetched:
             means = {k: float(total) / float(count or 1) for k, (total, count) in metrics.items()}
             if means["skipped"]:
                 means = {"skipped": 1.0, "learning_rate": means["learning_rate"]}

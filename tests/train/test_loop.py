@@ -139,6 +139,15 @@ def test_training_lowers_the_held_out_loss(tmp_path):
     assert evaluation["bits_per_byte"] == pytest.approx(evaluation["loss"] / np.log(2))
 
 
+def test_steps_taken_several_a_call_are_the_steps_one_by_one(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    train(small(num_steps=8, steps_per_call=1), alone)
+    train(small(num_steps=8, steps_per_call=3, log_every=7), together)  # 3 3 1 1, for 5 and 7
+    of_each = [[loss for _, loss, _ in losses(folder) if loss] for folder in (alone, together)]
+    assert len(of_each[0]) == 8
+    np.testing.assert_allclose(*of_each, rtol=1e-5)
+
+
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path):
     experiment = small(max_skipped=3)
     loss_fn = experiment.task().loss_fn
