@@ -2,8 +2,9 @@
 
 The same GPT, weights, batches, optimiser and number of threads, float32, on CPU. Each contender
 runs in a process of its own, so that peak memory is its own; they take turns, a block of steps
-each, so that whatever else the machine does falls on all of them. A block here is one compiled
-program (`many_steps`), as in training; in PyTorch it is a loop. PyTorch runs twice, with the
+each, so that whatever else the machine does falls on all of them. A block here is one call of one
+compiled program, by default of as many steps as `lineage train` takes in a call on CPU; in PyTorch
+it is a loop. PyTorch runs twice, with the
 default AdamW and with the fused one, and the faster counts.
 """
 
@@ -264,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["tiny", "gpt2_small"])
     parser.add_argument("--rounds", type=int, default=15, help="blocks of each contender")
-    parser.add_argument("--steps", type=int, default=8, help="steps in a block")
+    parser.add_argument("--steps", type=int, default=5, help="steps in a block")
     parser.add_argument("--threads", type=int, default=cores, help="cores of each contender")
     parser.add_argument("--quick", action="store_true", help="one small shape, three rounds")
     parser.add_argument("--json", type=Path, help="write the results to this file")

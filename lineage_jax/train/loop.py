@@ -271,7 +271,7 @@ class Run:
         self.step = int(state.step)
         self.skipped_in_a_row = int(state.skipped)
         self.saved_step = self.step if self.step else None
-        self.pending: list[tuple[int, Any]] = []
+        self.pending: list[tuple[range, Any]] = []
         self.evaluation: dict[str, float] = {}
         self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
         self.writers: list[Writer] = [self.metrics, *writers]

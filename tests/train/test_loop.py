@@ -139,6 +139,7 @@ def test_training_lowers_the_held_out_loss(tmp_path):
     assert evaluation["bits_per_byte"] == pytest.approx(evaluation["loss"] / np.log(2))
 
 
+@pytest.mark.slow
 def test_steps_taken_several_a_call_are_the_steps_one_by_one(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     train(small(num_steps=8, steps_per_call=1), alone)
