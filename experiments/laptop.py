@@ -35,7 +35,7 @@ FLOPS = tuple(10 ** (k / 3) for k in range(31, 39))
 
 
 def laptop() -> Sweep:
-    """Eight sizes over two decades of non-embedding parameters, four budgets or more each.
+    """Seven sizes over two decades of non-embedding parameters, three budgets or more each.
 
     Raises:
       OSError: if the Python installation does not carry its own text.

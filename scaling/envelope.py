@@ -54,6 +54,7 @@ class Frontier:
         return {
             "law": self.method,
             "parameters": self.parameters,
+            **dict.fromkeys(("objective", "loss", "delta", "certificate", "holdout")),
             "n_runs": self.n_runs,
             "dropped": [{"reason": reason, "n": n} for reason, n in self.dropped],
             "intervals": {name: list(span) for name, span in self.intervals.items()},

@@ -1,6 +1,7 @@
-"""Chinchilla's Approach 2: at each compute budget, the vertex of a parabola of loss in log N.
+"""Chinchilla's Approach 2: at each compute budget, the minimum of a curve of loss in log N.
 
-Not the best run (argmin depends on which sizes were tried), but the parabola's minimum; a budget
+Not the best run (argmin depends on which sizes were tried), but the minimum of a parabola, or of a
+curve through all points (modified Akima) where a parabola is too stiff for the sizes; a budget
 whose best run is its smallest or largest size has not bracketed its minimum and is dropped, by
 name. Runs on an exact isoFLOP grid are used as they are; otherwise the losses of each size are
 interpolated in log FLOPs (monotone cubic, within the measured range only) to common budgets.
@@ -18,6 +19,7 @@ from scaling.runs import Runs
 
 SIZES = 4  # of a budget, at the least: three determine a parabola, the fourth can contradict it
 SAME = 0.05  # budgets closer than this, relative, are one
+METHODS = ("parabola", "akima")
 BUDGETS = 7  # interpolated ones; Hoffmann et al. use nine over three decades
 
 
@@ -29,7 +31,7 @@ class Budget:
       flops: the budget.
       params, tokens, loss: its points, by rising size, (S,) each.
       coefficients: of the parabola of loss in log N, highest power first.
-      params_best, tokens_best, loss_best: the vertex.
+      params_best, tokens_best, loss_best: the minimum.
       problem: why it does not count, or "".
     """
 
@@ -44,8 +46,10 @@ class Budget:
     problem: str
 
 
-def fit_isoflop(runs: Runs, *, bootstrap: int = 0, seed: int = 0) -> Frontier:
-    """The exponents of the compute-optimal frontier by isoFLOP parabolas.
+def fit_isoflop(
+    runs: Runs, *, method: str = "parabola", bootstrap: int = 0, seed: int = 0
+) -> Frontier:
+    """The exponents of the compute-optimal frontier by isoFLOP minima.
 
     Intervals are from a residual bootstrap: every run's loss is disturbed by a residual of the
     parabolas, drawn with replacement and inflated by sqrt(n / (n - 3)), and everything after,
@@ -53,14 +57,18 @@ def fit_isoflop(runs: Runs, *, bootstrap: int = 0, seed: int = 0) -> Frontier:
 
     Args:
       runs: end points.
+      method: the curve whose minimum counts: "parabola" by least squares, or "akima" through every
+        point (Akima 1970, as modified in scipy).
       bootstrap: replicates for the intervals.
       seed: of the resampling.
 
     Raises:
-      ValueError: fewer than two budgets have a minimum inside their sizes.
+      ValueError: an unknown method, or fewer than two budgets have a minimum inside their sizes.
     """
-    profiles = _profiles(runs, runs["loss"][:, None])
-    budgets = [_budget(c, n, d, loss[:, 0]) for c, n, d, loss in profiles]
+    if method not in METHODS:
+        raise ValueError(f"method: wanted {' or '.join(METHODS)}, got {method!r}")
+    profiles, exact = _profiles(runs, runs["loss"][:, None])
+    budgets = [_budget(c, n, d, loss[:, 0], method) for c, n, d, loss in profiles]
     good = [i for i, budget in enumerate(budgets) if not budget.problem]
     dropped = tuple((f"budget {b.flops:.2e}: {b.problem}", 1) for b in budgets if b.problem)
     if len(good) < 2:
@@ -77,6 +85,11 @@ def fit_isoflop(runs: Runs, *, bootstrap: int = 0, seed: int = 0) -> Frontier:
     warnings = list(runs.warnings)
     if len(kept) < 3:
         warnings.append("isoflop: two budgets only: the exponents go through them exactly")
+    if method == "akima" and not exact:
+        warnings.append(
+            "isoflop: the runs are no isoFLOP grid, and akima follows every error of interpolating "
+            "them to one: prefer the parabola"
+        )
     draws: dict[str, np.ndarray] = {}
     if bootstrap:
         residuals = np.concatenate(
@@ -87,9 +100,9 @@ def fit_isoflop(runs: Runs, *, bootstrap: int = 0, seed: int = 0) -> Frontier:
             ]
         )
         noise = np.random.default_rng(seed).choice(residuals, (len(runs), bootstrap))
-        again = _profiles(runs, runs["loss"][:, None] * (1 + noise))
-        vertices = [_vertex(*again[i]) for i in good]
-        draws, lost = _draws(c, *(np.stack(v) for v in zip(*vertices, strict=True)))
+        again, _ = _profiles(runs, runs["loss"][:, None] * (1 + noise))
+        minima = [_minimum(*again[i], method) for i in good]
+        draws, lost = _draws(c, *(np.stack(v) for v in zip(*minima, strict=True)))
         if lost:
             warnings.append(f"isoflop: {lost} of {bootstrap} replicates kept fewer than 2 minima")
     return Frontier(
@@ -112,11 +125,13 @@ def fit_isoflop(runs: Runs, *, bootstrap: int = 0, seed: int = 0) -> Frontier:
 Profile = tuple[float, np.ndarray, np.ndarray, np.ndarray]  # C, N (S,), D (S,), losses (S, B)
 
 
-def _profiles(runs: Runs, losses: np.ndarray) -> list[Profile]:
-    """The isoFLOP profiles of the runs, for each column of `losses`, (R, B)."""
+def _profiles(runs: Runs, losses: np.ndarray) -> tuple[list[Profile], bool]:
+    """The isoFLOP profiles for each column of `losses`, (R, B), and whether the runs are a grid."""
     exact = _exact(runs, losses)
     inside = sum(len(profile[1]) for profile in exact)
-    return exact if len(exact) >= 2 and inside >= len(runs) / 2 else _interpolated(runs, losses)
+    if len(exact) >= 2 and inside >= len(runs) / 2:
+        return exact, True
+    return _interpolated(runs, losses), False
 
 
 def _exact(runs: Runs, losses: np.ndarray) -> list[Profile]:
@@ -168,28 +183,49 @@ def _parabola(n: np.ndarray, losses: np.ndarray) -> np.ndarray:
     return np.stack([a, b - 2 * a * middle, c - b * middle + a * middle**2])
 
 
-def _vertex(
-    flops: float, n: np.ndarray, d: np.ndarray, losses: np.ndarray
+def _minimum(
+    flops: float, n: np.ndarray, d: np.ndarray, losses: np.ndarray, method: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """N and D at the minimum of each column's parabola, (B,) each; NaN where none is inside."""
-    a, b, _ = _parabola(n, losses)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log_n = np.where(a > 0, -b / (2 * a), np.nan)
+    """N and D at the minimum of each column's curve, (B,) each; NaN where none is inside."""
+    log_n = (_vertex if method == "parabola" else _lowest)(n, losses)
     log_n = np.where((log_n > np.log(n[0])) & (log_n < np.log(n[-1])), log_n, np.nan)
-    # D at the vertex: FLOPs per token, as a power of N, from the budget's own runs.
+    # D at the minimum: FLOPs per token, as a power of N, from the budget's own runs.
     slope, level = np.polyfit(np.log(n), np.log(flops / d), 1)
     return np.exp(log_n), np.exp(np.log(flops) - slope * log_n - level)
 
 
-def _budget(flops: float, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> Budget:
+def _vertex(n: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """log N at the vertex of each column's parabola, (B,); NaN if that is no minimum."""
+    a, b, _ = _parabola(n, losses)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(a > 0, -b / (2 * a), np.nan)
+
+
+def _lowest(n: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """log N at the lowest point of the modified Akima curve of each column, (B,)."""
+    from scipy.interpolate import Akima1DInterpolator
+
+    at = np.linspace(np.log(n[0]), np.log(n[-1]), 2001)
+    values = Akima1DInterpolator(np.log(n), losses, method="makima")(at)
+    lowest = np.clip(np.argmin(values, axis=0), 1, len(at) - 2)
+    left, middle, right = np.stack(
+        [np.take_along_axis(values, (lowest + i)[None], 0)[0] for i in (-1, 0, 1)]
+    )
+    # The vertex through the three points there; past them the minimum lies at the edge.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = (left - right) / (2 * (left - 2 * middle + right))
+    return np.where(np.abs(shift) <= 1, at[lowest] + shift * (at[1] - at[0]), np.nan)
+
+
+def _budget(flops: float, n: np.ndarray, d: np.ndarray, loss: np.ndarray, method: str) -> Budget:
     coefficients = _parabola(n, loss[:, None])[:, 0]
-    (best_n,), (best_d,) = _vertex(flops, n, d, loss[:, None])
+    (best_n,), (best_d,) = _minimum(flops, n, d, loss[:, None], method)
     lowest = int(np.argmin(loss))
     problem = ""
     if lowest in (0, len(n) - 1):
         problem = f"its least loss is at its {'smallest' if lowest == 0 else 'largest'} size"
     elif not np.isfinite(best_n):
-        problem = "its parabola has no minimum among its sizes"
+        problem = f"its {method} has no minimum among its sizes"
     return Budget(
         flops=flops,
         params=n,

@@ -6,7 +6,9 @@ import pathlib
 from typing import Any, Literal
 
 from lineage_jax.train.metrics import environment, write_json
+from scaling.envelope import Frontier, fit_envelope
 from scaling.fit import Fit, fit
+from scaling.isoflop import fit_isoflop
 from scaling.plots import figures, write_svg
 from scaling.report import write_report
 from scaling.runs import Runs, read_curves, read_runs, write_curves, write_runs
@@ -65,8 +67,11 @@ class FitOptions:
     """How to fit somebody's runs."""
 
     law: str | None = None
-    """One law (chinchilla, kaplan_nd, kaplan_n, kaplan_d); without it, all of them, and a forecast
-    of the largest run from the others."""
+    """One law (chinchilla, chinchilla_tied, kaplan_nd, overtraining, data_constrained, ...; a wrong
+    name lists them), or Chinchilla's approach 1 or 2, envelope or isoflop; without it, Chinchilla's
+    and Kaplan's laws, and a forecast of the largest run."""
+    method: Literal["parabola", "akima"] = "parabola"
+    """The curve whose minimum counts, of --law isoflop."""
     columns: str = ""
     """What your columns are called: params=N,tokens=D,loss=final_loss,flops=C."""
     where: str | None = None
@@ -109,6 +114,10 @@ def fit_file(path: str, options: FitOptions) -> list[str]:
         return fit_all(path, runs, options)
     if options.report:
         raise ValueError("--report is written for all laws together: leave out --law")
+    if options.law in ("envelope", "isoflop"):
+        front = frontier(runs, options)
+        write_json(options.json or default_json(path), front.to_json())
+        return [*frontier_lines(front), f"Written to {options.json or default_json(path)}"]
     fixed = {name: float(value) for name, value in pairs("--fix", options.fix).items()}
     done = fit(
         runs,
@@ -123,6 +132,34 @@ def fit_file(path: str, options: FitOptions) -> list[str]:
     )
     write_json(options.json or default_json(path), done.to_json())
     return [*fit_lines(done), f"Written to {options.json or default_json(path)}"]
+
+
+def frontier(runs: Runs, options: FitOptions) -> Frontier:
+    """Approach 1 or 2, as the options say."""
+    if options.holdout or options.fix:
+        raise ValueError(f"--law {options.law} predicts no loss: it has no --holdout and no --fix")
+    resampling: Any = dict(bootstrap=options.bootstrap, seed=options.seed)
+    if options.law == "envelope":
+        return fit_envelope(runs, **resampling)
+    return fit_isoflop(runs, method=options.method, **resampling)
+
+
+def frontier_lines(front: Frontier) -> list[str]:
+    """A frontier, for the terminal."""
+    lines = [f"{front.method} on {front.n_runs} runs, {len(front.flops)} points on the frontier"]
+    lines += parameter_lines(front)
+    lines += [f"  not used: {reason}" for reason, _ in front.dropped]
+    return [*lines, *(f"Warning: {text}" for text in front.warnings)]
+
+
+def parameter_lines(done: Fit | Frontier) -> list[str]:
+    """Each parameter with its interval, for the terminal."""
+    lines, width = [], max(map(len, done.parameters)) + 2
+    for name, value in done.parameters.items():
+        span = done.intervals.get(name)
+        told = f"  95 % interval {span[0]:.6g} to {span[1]:.6g}" if span else ""
+        lines.append(f"  {name:<{width}}{value:.7g}{told}")
+    return lines
 
 
 def fit_all(path: str, runs: Runs, options: FitOptions) -> list[str]:
@@ -144,10 +181,7 @@ def fit_all(path: str, runs: Runs, options: FitOptions) -> list[str]:
 def fit_lines(done: Fit) -> list[str]:
     """One fit, for the terminal."""
     lines = [f"{done.law.name} on {done.n_runs} runs, {done.loss} objective {done.objective:.10g}"]
-    for name, value in done.parameters.items():
-        span = done.intervals.get(name)
-        told = f"  95 % interval {span[0]:.6g} to {span[1]:.6g}" if span else ""
-        lines.append(f"  {name:<8}{value:.7g}{told}")
+    lines += parameter_lines(done)
     facts = ", ".join(f"{name} {value}" for name, value in done.certificate.items())
     lines.append(f"  certificate: {facts}")
     if done.holdout:

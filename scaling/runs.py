@@ -179,12 +179,14 @@ def read_runs(
         flops_convention = _convention(table)
     table = _set(table, "flops_convention", pa.array([flops_convention] * table.num_rows))
 
-    order = np.lexsort([_values(table, name) for name in ("loss", "tokens", "params")])
+    # The last key sorts first: equal runs lie together, and the best of them before the others.
+    same = [n for n in ("unique_tokens", "tokens", "params") if n in table.column_names]
+    order = np.lexsort([_values(table, name) for name in ("loss", *same)])
     table = table.take(pa.array(order))
     if duplicates == "best":
-        n, d = _values(table, "params"), _values(table, "tokens")
-        first = np.concatenate([[True], (n[1:] != n[:-1]) | (d[1:] != d[:-1])])
-        keep(first, "same params and tokens as a run of lower loss")
+        keys = np.stack([_values(table, name) for name in same])
+        first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(0)])
+        keep(first, f"same {' and '.join(reversed(same))} as a run of lower loss")
     order = np.lexsort([_values(table, name) for name in ("loss", "tokens", "params", "flops")])
     table = table.take(pa.array(order))
     return Runs(

@@ -245,6 +245,25 @@ def test_fit_reads_anybodys_csv(capsys, tmp_path):
     assert told["dropped"] == [{"reason": "loss is not a finite number", "n": 1}]
 
 
+@pytest.mark.parametrize("law", ["envelope", "isoflop", "kaplan_c", "chinchilla_tied"])
+def test_fit_knows_every_law_and_approach(capsys, tmp_path, law):
+    budgets = [(n, c / (6 * n)) for c in (1e18, 1e19, 1e20) for n in np.geomspace(2e7, 5e9, 12)]
+    rows = [(n, d, 1.7 + 400 / n**0.34 + 400 / d**0.28) for n, d in budgets]
+    runs_csv(tmp_path / "mine.csv", rows)
+    more = ("--method", "akima") if law == "isoflop" else ()
+    code, out, _ = run(capsys, "fit", "mine.csv", "--law", law, "--bootstrap", "20", *more)
+    assert code == 0 and law in out
+    import json
+
+    told = json.loads((tmp_path / "mine-fit.json").read_text())
+    assert told["law"] == law
+    assert {"parameters", "objective", "certificate", "intervals", "optimal"} <= told.keys()
+    if law in ("envelope", "isoflop"):
+        names = ["a", "params_coefficient", "b", "tokens_coefficient"]
+        assert list(told["parameters"]) == names
+        assert told["parameters"]["a"] == pytest.approx(0.28 / (0.28 + 0.34), abs=0.05)
+
+
 @pytest.mark.parametrize(
     "rows, more, told",
     [

@@ -11,21 +11,36 @@ TRUTHS = {
     "kaplan_n": {"X_c": 8.8e13, "alpha": 0.076},
     "kaplan_d": {"X_c": 5.4e13, "alpha": 0.095},
     "kaplan_nd": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
+    "kaplan_c": {"X_c": 1.6e7 * 8.64e19, "alpha": 0.057},
     "chinchilla": {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658},
+    "chinchilla_tied": {"A": 521.0, "B": 1488.0, "E": 1.87, "alpha": 0.353},
+    "chinchilla_fixed_e": {"A": 482.01, "B": 2085.43, "E": 1.69, "alpha": 0.3478, "beta": 0.3658},
+    "overtraining": {"a": 166.2, "b": -0.2729, "c": 366.7, "E": 1.8366},
+    "data_constrained": {
+        **{"A": 521.0, "B": 1488.0, "E": 1.87, "alpha": 0.353, "beta": 0.353},
+        **{"R_N": 5.31, "R_D": 15.4},
+    },
+    "saturating": {"E": 1.7, "X_c": 2e19, "alpha": 0.16},
+    "broken_power_law": {
+        **{"E": 1.2, "b": 40.0, "c_0": 0.08, "c_1": 0.1, "d_1": 3e19, "f_1": 0.4},
+    },
 }
 
 
 def exact(law, truth, count=60, seed=0):
-    """Noise-free runs of a law at sizes and tokens of published sweeps."""
+    """Noise-free runs of a law at sizes and tokens of published sweeps, some with repetition."""
     rng = np.random.default_rng(seed)
     x = {"params": 10 ** rng.uniform(7.5, 10.2, count), "tokens": 10 ** rng.uniform(9, 11.5, count)}
+    x["flops"] = 6 * x["params"] * x["tokens"]
+    x["unique_tokens"] = x["tokens"] / 10 ** rng.uniform(-0.3, 1.8, count)
     return x | {"loss": evaluate(LAWS[law], truth, {k: x[k] for k in LAWS[law].columns})}
 
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("loss", ["huber", "mse"])
 def test_noise_free_runs_give_back_the_generating_parameters(law, loss):
-    fitted = fit(read_runs(exact(law, TRUTHS[law])), law, loss=loss)
+    given = {name: TRUTHS[law][name] for name in LAWS[law].given}
+    fitted = fit(read_runs(exact(law, TRUTHS[law])), law, loss=loss, fix=given)
     assert fitted.parameters == pytest.approx(TRUTHS[law], rel=1e-5)
     assert fitted.certificate["identified"]
     assert fitted.certificate["relative_gradient"] < 1e-4
@@ -57,6 +72,47 @@ def test_the_least_absolute_deviations_of_the_chinchilla_data_are_the_tuple_in_p
     assert got["E"] == pytest.approx(1.816864, rel=1e-4)
     assert got["alpha"] == pytest.approx(0.347813, rel=1e-4)
     assert got["beta"] == pytest.approx(0.365854, rel=1e-4)
+
+
+def test_five_small_runs_of_the_overtraining_data_predict_the_two_large_ones(published):
+    runs = published("gadre_overtrain.csv", where="dataset=='rpj'", loss="loss_c4_val", flops=None)
+    multiple, smallest = runs["tok_mult"], runs["params"] == runs["params"].min()
+    large = runs["params"] > 1e9
+    five = runs.take(((multiple == 20) & ~large) | ((multiple == 320) & smallest))
+    fitted = fit(five, "overtraining", loss="mse", linear=True)
+    truth = {"a": 166.211, "b": -0.272851, "c": 366.687, "E": 1.836648}
+    assert len(five) == 5
+    assert fitted.parameters == pytest.approx(truth, rel=1e-3)
+    found = runs.take(((multiple == 640) & (runs["params"] < 2e9) & large) | (runs["params"] > 2e9))
+    predicted = fitted.predict(params=found["params"], tokens=found["tokens"]).loss
+    errors = dict(zip(found["params"] > 2e9, np.abs(predicted / found["loss"] - 1), strict=True))
+    assert 100 * errors[False] == pytest.approx(0.7103, abs=0.002)  # 1.4 B parameters, M = 640
+    assert 100 * errors[True] == pytest.approx(0.7320, abs=0.002)  # 6.9 B, M = 20
+
+
+def test_without_repetition_the_data_constrained_law_is_chinchilla():
+    x = exact("chinchilla", TRUTHS["chinchilla"])
+    x["params"] = x["params"] / 1e3  # below what is compute-optimal for the tokens
+    columns = {name: x[name] for name in ("params", "tokens")}
+    once = columns | {"unique_tokens": x["tokens"]}
+    truth = TRUTHS["chinchilla"]
+    found = evaluate(LAWS["data_constrained"], truth | {"R_N": 5.3, "R_D": 15.4}, once)
+    np.testing.assert_allclose(found, evaluate(LAWS["chinchilla"], truth, columns), rtol=1e-12)
+
+
+def test_what_repetition_is_worth_ends_at_its_limit():
+    truth, law = TRUTHS["data_constrained"], LAWS["data_constrained"]
+    x = {"params": np.float64(1e7), "unique_tokens": np.float64(1e9)}
+    endless = evaluate(law, truth, x | {"tokens": np.float64(1e15)})
+    fresh = {"params": np.float64(1e7), "tokens": np.float64(1e9 * (1 + truth["R_D"]))}
+    plain = {name: truth[name] for name in LAWS["chinchilla"].names}
+    # More parameters than 1e9 tokens want, 5e7, would decay too.
+    np.testing.assert_allclose(endless, evaluate(LAWS["chinchilla"], plain, fresh), rtol=1e-9)
+
+
+def test_a_law_whose_parameter_must_be_given_says_so(synthetic):
+    with pytest.raises(ValueError, match="chinchilla_fixed_e wants E fixed"):
+        fit(read_runs(synthetic()), "chinchilla_fixed_e")
 
 
 @pytest.mark.slow

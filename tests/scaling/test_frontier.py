@@ -46,14 +46,14 @@ def test_the_hull_keeps_only_points_that_nothing_cheaper_beats():
     assert lower_hull(flops, loss).tolist() == [0, 1, 3]
 
 
-@pytest.mark.parametrize("off", [0.0, 0.2])
-def test_isoflop_finds_the_exponent_on_exact_and_on_inexact_grids(off):
+@pytest.mark.parametrize(("method", "off"), [("parabola", 0.0), ("parabola", 0.2), ("akima", 0.0)])
+def test_isoflop_finds_the_exponent_on_exact_and_on_inexact_grids(method, off):
     budgets = np.geomspace(1e18, 1e21, 6)
     sizes = theory(1e18) * np.geomspace(0.15, 300, 24)
     table = grid(budgets, sizes, off)
     near = np.abs(np.log(table["params"] / theory(table["flops"]))) < 1.6
     runs = read_runs({name: values[near] for name, values in table.items()})
-    fitted = fit_isoflop(runs, bootstrap=50)
+    fitted = fit_isoflop(runs, method=method, bootstrap=50)
     a = BETA / (ALPHA + BETA)
     assert fitted.parameters["a"] == pytest.approx(a, abs=0.01)
     assert fitted.parameters["a"] + fitted.parameters["b"] == pytest.approx(1, abs=1e-3)
@@ -68,6 +68,25 @@ def test_the_vertex_is_found_between_the_sizes_that_were_tried():
     best_tried = sizes[np.argmin(np.abs(np.log(sizes / theory(1e19))))]
     miss = abs(np.log(fitted.params[0] / theory(1e19)))
     assert miss < 0.15 < abs(np.log(best_tried / theory(1e19)))
+
+
+def test_a_curve_through_all_points_is_not_bent_by_a_lopsided_grid():
+    sizes = theory(1e19) * np.array([0.5, 0.8, 1.2, 2, 4, 10, 30, 100])
+    runs = read_runs(grid([1e19, 1.2e19], sizes))
+    stiff, free = (fit_isoflop(runs, method=method).params for method in ("parabola", "akima"))
+    assert np.abs(np.log(free[0] / theory(1e19))) < 0.05 < np.abs(np.log(stiff[0] / theory(1e19)))
+
+
+def test_akima_says_that_it_wants_a_grid():
+    sizes, budgets = theory(1e19) * np.geomspace(0.3, 4, 8), np.geomspace(8e18, 2e19, 5)
+    table = read_runs(grid(budgets, sizes, off=0.2))
+    assert any("no isoFLOP grid" in text for text in fit_isoflop(table, method="akima").warnings)
+    assert not fit_isoflop(table).warnings
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="wanted parabola or akima, got 'spline'"):
+        fit_isoflop(read_runs(grid([1e18, 1e19], theory(1e18) * np.ones(1))), method="spline")
 
 
 def test_a_budget_whose_minimum_is_at_the_edge_is_dropped_by_name():
