@@ -10,6 +10,7 @@ import importlib
 import io
 import logging
 import os
+import pathlib
 import sys
 import threading
 import traceback
@@ -255,18 +256,31 @@ def sweep(arguments: Sequence[str]) -> None:
         dir: str = os.path.join("sweeps", name)
         """Where the sweep is written. On a folder that machines share, the same command on each
         of them shares the work."""
+        workers: int | None = None
+        """Processes that share the work here; if not given, one for each core of a CPU, up to 4,
+        and one on an accelerator."""
         bootstrap: int = 1000
         """Resamples behind each interval."""
+
+        def __post_init__(self):
+            if self.workers is not None and self.workers < 1:
+                raise ValueError(f"workers must be at least 1, got {self.workers}")
 
     chosen = options(Options, Options(), arguments[1:], f"lineage sweep {name}")
     from lineage_jax import sharding
     from lineage_jax.train.progress import Progress
     from scaling import sweep as sweeps
     from scaling.publish import publish
+    from scaling.workers import default_workers, share
 
     with compilation_cache(), Progress() as progress:
-        plan, mesh = spec(), sharding.make_mesh(sharding.MeshConfig())
-        sweeps.run(plan, chosen.dir, mesh, progress)
+        plan, num_workers = spec(), chosen.workers or default_workers()
+        if num_workers > 1:
+            sweeps.Folder(pathlib.Path(chosen.dir), plan)  # refuses another sweep's folder at once
+            share(spec, chosen.dir, progress, num_workers=num_workers)
+        else:
+            mesh = sharding.make_mesh(sharding.MeshConfig())
+            sweeps.run(plan, chosen.dir, mesh, progress)
         lines = publish(plan, chosen.dir, bootstrap=chosen.bootstrap)
     print("\n".join(lines))
 

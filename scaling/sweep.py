@@ -159,7 +159,7 @@ def run(sweep: Sweep, folder: str | os.PathLike, mesh: Mesh, progress: Progress)
     sharding.check_batch_size(sweep.train.batch_size, mesh)
     work = Folder(pathlib.Path(folder), sweep)
     bar = progress.add(f"sweep {sweep.name}", expected_points(sweep))
-    program: Program | None = None
+    programs: dict[str, Program] = {}
     while wanted := outstanding(sweep, work):
         progress.update(bar, work.num_points(), f"{wanted[0][0].size.name} next")
         for group in grouped(sweep, wanted):
@@ -167,9 +167,9 @@ def run(sweep: Sweep, folder: str | os.PathLike, mesh: Mesh, progress: Progress)
                 if not claimed:
                     continue
                 size = group[0][0].size
-                if program is None or program.size is not size:
-                    program = Program(sweep, size, mesh)
-                make_points(group, program, work, progress)
+                if size.name not in programs:
+                    programs[size.name] = Program(sweep, size, mesh)
+                make_points(group, programs[size.name], work, progress)
                 break
         else:  # every trial that is left is another worker's
             time.sleep(1.0)
@@ -177,9 +177,12 @@ def run(sweep: Sweep, folder: str | os.PathLike, mesh: Mesh, progress: Progress)
 
 
 def outstanding(sweep: Sweep, work: "Folder") -> list[tuple[Trial, int]]:
-    """The points (trial, index of its budget) that can be made now, given those that stand."""
+    """The points (trial, index of its budget) that can be made now, given those that stand.
+
+    The largest sizes come first: the small ones fill the time in which others are at the large.
+    """
     wanted: list[tuple[Trial, int]] = []
-    for size in sweep.sizes:
+    for size in reversed(sweep.sizes):
         losses = work.losses(size, sweep.tune_budget)
         octaves = {round(math.log2(rate / size.learning_rate)): loss for rate, loss in losses}
         missing = next_octaves(octaves)
@@ -302,7 +305,8 @@ def make_points(
     size, sweep = program.size, program.sweep
     budget = size.budgets[index]
     turn = decay_start(sweep.optimizer, budget) // CHUNK * CHUNK
-    shown = f"  {size.name} {budget} steps"
+    tried = ", ".join(f"{trial.learning_rate:.2g}" for trial in trials)
+    shown = f"  {size.name} at {tried}, {budget} steps"
     bar = progress.add(shown, budget)
 
     def tick(step: int, loss: float) -> None:
@@ -464,6 +468,8 @@ def alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    with contextlib.suppress(OSError):  # ended, though its parent has not asked how (Linux)
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 

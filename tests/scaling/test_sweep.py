@@ -1,5 +1,6 @@
 """A sweep gives the same results however often it is killed, and however many share it."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,8 +14,10 @@ import time
 import numpy as np
 import pytest
 
+from lineage_jax.train.progress import Progress
 from scaling.runs import read_runs
-from scaling.sweep import Folder, Trial, abandoned, best_octave, next_octaves, take
+from scaling.sweep import Folder, Trial, abandoned, alive, best_octave, next_octaves, take
+from scaling.workers import share
 
 SCRIPT = pathlib.Path(__file__).parent / "tiny_sweep.py"
 spec = importlib.util.spec_from_file_location("tiny_sweep", SCRIPT)
@@ -26,10 +29,10 @@ spec.loader.exec_module(tiny)
 def start(process_environment):
     """Starts the tiny sweep in a process of its own."""
 
-    def start(folder):
+    def start(folder, num_workers=1):
         with open(f"{folder}.said", "w") as said:
             return subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(folder)],
+                [sys.executable, str(SCRIPT), str(folder), str(num_workers)],
                 env=process_environment,
                 stdout=said,
                 stderr=said,
@@ -50,7 +53,7 @@ def test_every_size_has_every_budget_at_its_best_learning_rate(whole):
     runs = read_runs(whole / "results.csv", duplicates="keep")
     for name in set(runs["model"]):
         mine = runs["model"] == name
-        tuned = mine & (runs["tokens"] == 50 * 1024)  # at the second of its budgets
+        tuned = mine & (runs["tokens"] == 50 * 512)  # at the second of its budgets
         best = runs["learning_rate"][tuned][np.argmin(runs["loss"][tuned])]
         at_best = mine & (runs["learning_rate"] == best)
         assert at_best.sum() == 3
@@ -80,6 +83,33 @@ def test_two_workers_share_a_sweep_and_agree_with_one(whole, start, tmp_path):
     workers = [start(folder), start(folder)]
     assert [worker.wait() for worker in workers] == [0, 0]
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_of_one_command_end_with_it_and_agree_with_one(whole, start, tmp_path):
+    folder = tmp_path / "sweep"
+    process = start(folder, num_workers=2)
+    began = time.monotonic()
+    while not (claims := list(folder.glob("claims/*"))) and time.monotonic() - began < 200:
+        time.sleep(0.05)
+    workers = {json.loads(path.read_text())["pid"] for path in claims}
+    assert workers and process.pid not in workers
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(map(alive, workers)) and time.monotonic() - began < 300:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+    assert start(folder, num_workers=2).wait() == 0
+    shared, alone = (read_runs(f / "results.csv", duplicates="keep") for f in (folder, whole))
+    assert set(shared["run_id"]) == set(alone["run_id"])
+    # With fewer threads each, products may be added up in another order.
+    order = [np.argsort(runs["run_id"]) for runs in (shared, alone)]
+    np.testing.assert_allclose(shared["loss"][order[0]], alone["loss"][order[1]], rtol=2e-3)
+
+
+def test_what_stops_a_worker_stops_the_command(tmp_path):
+    with Progress() as progress, pytest.raises(ValueError, match="invalid literal"):
+        share(functools.partial(int, "no sweep"), tmp_path, progress, num_workers=2)
 
 
 @pytest.mark.slow

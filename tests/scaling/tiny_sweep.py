@@ -9,6 +9,7 @@ from lineage_jax.sharding import MeshConfig, make_mesh
 from lineage_jax.train.progress import Progress
 from scaling.runs import write_runs
 from scaling.sweep import Sweep, run, runs_table
+from scaling.workers import share
 
 
 def tiny_sweep(**changes) -> Sweep:
@@ -17,13 +18,16 @@ def tiny_sweep(**changes) -> Sweep:
     return dataclasses.replace(full, name="tiny", sizes=sizes, eval_batches=2, **changes)
 
 
-def run_tiny(folder: str, **changes) -> None:
+def run_tiny(folder: str, num_workers: int = 1, **changes) -> None:
     sweep = tiny_sweep(**changes)
     with Progress() as progress:
-        run(sweep, folder, make_mesh(MeshConfig(data=1, fsdp=-1)), progress)
+        if num_workers > 1:
+            share(tiny_sweep, folder, progress, num_workers=num_workers)
+        else:
+            run(sweep, folder, make_mesh(MeshConfig(data=1, fsdp=-1)), progress)
     runs, _, _ = runs_table(sweep, folder)
     write_runs(runs, pathlib.Path(folder) / "results.csv")
 
 
 if __name__ == "__main__":
-    run_tiny(sys.argv[1])
+    run_tiny(sys.argv[1], int(sys.argv[2]))
