@@ -131,8 +131,8 @@ def compilation_cache() -> Iterator[None]:
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = os.path.join(os.path.expanduser("~"), ".cache", "lineage_jax", "xla")
-        jax.config.update("jax_compilation_cache_dir", folder)
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "lineage_jax", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     yield

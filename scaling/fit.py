@@ -230,7 +230,10 @@ def fit(
             f"{law.name} has no parameter {unknown[0]!r} to fix: it has {', '.join(law.names)}"
         )
     if missing := [name for name in law.given if name not in fixed]:
-        raise ValueError(f"{law.name} wants {missing[0]} fixed, as in fix={{{missing[0]!r}: 1.8}}")
+        raise ValueError(
+            f"{law.name} wants {missing[0]} fixed, as in --fix {missing[0]}=1.8"
+            f" or fix={{{missing[0]!r}: 1.8}}"
+        )
     if loss not in ("huber", "l1", "mse"):
         raise ValueError(f"loss: wanted huber, l1 or mse, got {loss!r}")
     if loss == "huber" and not delta > 0:

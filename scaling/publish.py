@@ -9,6 +9,7 @@ from lineage_jax.train.metrics import environment, write_json
 from scaling.envelope import Frontier, fit_envelope
 from scaling.fit import Fit, fit
 from scaling.isoflop import fit_isoflop
+from scaling.laws import LAWS
 from scaling.plots import figures, write_svg
 from scaling.report import write_report
 from scaling.runs import Runs, read_curves, read_runs, write_curves, write_runs
@@ -60,6 +61,9 @@ def publish(sweep: Sweep, folder: str | os.PathLike, *, bootstrap: int) -> list[
         *done.lines(),
         f"Written to {folder}: report.html, figures/, fit.json, results.csv, curves.csv",
     ]
+
+
+APPROACHES = ("envelope", "isoflop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,10 +118,12 @@ def fit_file(path: str, options: FitOptions) -> list[str]:
         return fit_all(path, runs, options)
     if options.report:
         raise ValueError("--report is written for all laws together: leave out --law")
-    if options.law in ("envelope", "isoflop"):
+    if options.law in APPROACHES:
         front = frontier(runs, options)
         write_json(options.json or default_json(path), front.to_json())
         return [*frontier_lines(front), f"Written to {options.json or default_json(path)}"]
+    if options.law not in LAWS:
+        raise ValueError(f"no law {options.law!r}: there are {', '.join((*LAWS, *APPROACHES))}")
     fixed = {name: float(value) for name, value in pairs("--fix", options.fix).items()}
     done = fit(
         runs,

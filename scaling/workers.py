@@ -55,20 +55,32 @@ def share(
       num_workers: how many.
 
     Raises:
-      What a worker raised.
+      ChildProcessError: if a worker was killed.
+      What a worker raised, if it was not.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     each = max(1, len(cores) // num_workers)
     settings = {name: getattr(jax.config, name) for name in INHERITED}
     spawn = multiprocessing.get_context("spawn")
-    pipes = []
+    pipes, workers = [], []
     for i in range(num_workers):
         mine = [cores[(i * each + k) % len(cores)] for k in range(each)]
         ours, theirs = spawn.Pipe(duplex=False)
         arguments = (spec, os.fspath(folder), mine, settings, theirs)
-        spawn.Process(target=_work, args=arguments, daemon=True).start()
+        workers.append(spawn.Process(target=_work, args=arguments, daemon=True))
+        workers[-1].start()
         theirs.close()
         pipes.append(ours)
+    try:
+        _listen(pipes, progress)
+    finally:
+        for worker in workers:
+            worker.terminate()  # those that are done have ended already
+            worker.join()
+
+
+def _listen(pipes: list[Connection], progress: Progress) -> None:
+    """Shows what the workers tell, until each has said that it is done."""
     bars: dict[str, Any] = {}
     while pipes:
         for pipe in wait(pipes):
@@ -76,8 +88,9 @@ def share(
             try:
                 kind, *told = pipe.recv()
             except EOFError:
-                raise RuntimeError(
-                    "a worker of the sweep was killed; run the same command again"
+                raise ChildProcessError(
+                    "a worker of the sweep was killed (is there memory left?); run the same"
+                    " command again, and it goes on from here"
                 ) from None
             if kind == "done":
                 pipes.remove(pipe)

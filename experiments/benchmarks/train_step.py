@@ -4,8 +4,8 @@ The same GPT, weights, batches, optimiser and number of threads, float32, on CPU
 runs in a process of its own, so that peak memory is its own; they take turns, a block of steps
 each, so that whatever else the machine does falls on all of them. A block here is one call of one
 compiled program, by default of as many steps as `lineage train` takes in a call on CPU; in PyTorch
-it is a loop. PyTorch runs twice, with the
-default AdamW and with the fused one, and the faster counts.
+it is a loop. PyTorch runs twice, with the default AdamW and with the fused one, and the faster
+counts.
 """
 
 import argparse

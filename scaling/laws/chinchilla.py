@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.laws.law import Columns, Law, Parameter, centre, grid, power
+from scaling.laws.law import FLOOR, Columns, Law, Parameter, centre, grid, power
 
 
 def chinchilla(x: Columns, A: Any, B: Any, E: Any, alpha: Any, beta: Any) -> Any:
@@ -39,8 +39,7 @@ CHINCHILLA = Law(
     parameters=(
         Parameter(name="A", log=True),
         Parameter(name="B", log=True),
-        # No text has an entropy of a ten-thousandth of a nat: a fit that ends there found no floor.
-        Parameter(name="E", log=True, low=1e-4),
+        FLOOR,
         Parameter(name="alpha", high=5.0),
         Parameter(name="beta", high=5.0),
     ),
@@ -98,7 +97,7 @@ OVERTRAINING = Law(
         Parameter(name="a", log=True),
         Parameter(name="b", low=-5.0, high=0.0),
         Parameter(name="c", log=True),
-        CHINCHILLA.parameters[2],
+        FLOOR,
     ),
     starts=_overtraining_starts,
     equation="L(N, M) = a N^b + c 6^(b/2) (M N)^b + E, M = D / N",
@@ -130,9 +129,9 @@ def data_constrained(
     )  # fmt: skip
 
 
-def _worth(total: Any, first: Any, half_life: Any) -> Any:
-    """What `total` is worth if all beyond `first` repeats it, with exponential decay."""
-    return first - first * half_life * jnp.expm1((1 - total / first) / half_life)
+def _worth(total: Any, first: Any, R: Any) -> Any:
+    """What `total` is worth if all beyond `first` repeats it, each time exp(-1 / R) of the last."""
+    return first - first * R * jnp.expm1((1 - total / first) / R)
 
 
 def _data_constrained_starts(x: Columns, loss: np.ndarray) -> dict[str, np.ndarray]:

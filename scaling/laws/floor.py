@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.laws.law import Columns, Law, Parameter, centre, grid, power
+from scaling.laws.law import FLOOR, Columns, Law, Parameter, centre, grid, power
 
 
 def saturating(x: Columns, E: Any, X_c: Any, alpha: Any) -> Any:
@@ -19,8 +19,6 @@ def _saturating_starts(x: Columns, loss: np.ndarray) -> dict[str, np.ndarray]:
     above = np.median(loss) - E
     return starts | {"E": E, "X_c": centre(x["flops"]) * above ** (1 / starts["alpha"])}
 
-
-FLOOR = Parameter(name="E", log=True, low=1e-4)
 
 SATURATING = Law(
     name="saturating",

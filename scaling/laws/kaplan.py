@@ -12,45 +12,29 @@ def kaplan_power(size: Any, X_c: Any, alpha: Any) -> Any:
     return power(X_c / size, alpha)
 
 
-def _kaplan_power_starts(size: Any, loss: np.ndarray) -> dict[str, np.ndarray]:
-    # At the centre of the data the law must give about the median loss; alpha sets X_c from it.
-    starts = grid(alpha=np.geomspace(0.01, 2.0, 24), level=(0.8, 1.0, 1.25))
-    level = starts.pop("level") * np.median(loss)
-    return starts | {"X_c": centre(size) * level ** (1 / starts["alpha"])}
+def _kaplan_power(symbol: str, column: str, equation: str) -> Law:
+    """The law of one resource."""
+
+    def starts(x: Columns, loss: np.ndarray) -> dict[str, np.ndarray]:
+        # At the centre of the data the law must give about the median loss; alpha sets X_c from it.
+        starts = grid(alpha=np.geomspace(0.01, 2.0, 24), level=(0.8, 1.0, 1.25))
+        level = starts.pop("level") * np.median(loss)
+        return starts | {"X_c": centre(x[column]) * level ** (1 / starts["alpha"])}
+
+    return Law(
+        name=f"kaplan_{symbol.lower()}",
+        function=lambda x, **parameters: kaplan_power(x[column], **parameters),
+        columns=(column,),
+        parameters=(Parameter(name="X_c", log=True), Parameter(name="alpha", high=5.0)),
+        starts=starts,
+        equation=f"L({symbol}) = ({symbol}_c / {symbol})^alpha",
+        source=f"Kaplan et al. 2020, equation {equation}, arXiv 2001.08361",
+    )
 
 
-_KAPLAN_POWER = (Parameter(name="X_c", log=True), Parameter(name="alpha", high=5.0))
-
-KAPLAN_N = Law(
-    name="kaplan_n",
-    function=lambda x, **p: kaplan_power(x["params"], **p),
-    columns=("params",),
-    parameters=_KAPLAN_POWER,
-    starts=lambda x, loss: _kaplan_power_starts(x["params"], loss),
-    equation="L(N) = (N_c / N)^alpha",
-    source="Kaplan et al. 2020, equation 1.1, arXiv 2001.08361",
-)
-
-KAPLAN_D = Law(
-    name="kaplan_d",
-    function=lambda x, **p: kaplan_power(x["tokens"], **p),
-    columns=("tokens",),
-    parameters=_KAPLAN_POWER,
-    starts=lambda x, loss: _kaplan_power_starts(x["tokens"], loss),
-    equation="L(D) = (D_c / D)^alpha",
-    source="Kaplan et al. 2020, equation 1.2, arXiv 2001.08361",
-)
-
-
-KAPLAN_C = Law(
-    name="kaplan_c",
-    function=lambda x, **p: kaplan_power(x["flops"], **p),
-    columns=("flops",),
-    parameters=_KAPLAN_POWER,
-    starts=lambda x, loss: _kaplan_power_starts(x["flops"], loss),
-    equation="L(C) = (C_c / C)^alpha",
-    source="Kaplan et al. 2020, equation 1.3, arXiv 2001.08361",
-)
+KAPLAN_N = _kaplan_power("N", "params", "1.1")
+KAPLAN_D = _kaplan_power("D", "tokens", "1.2")
+KAPLAN_C = _kaplan_power("C", "flops", "1.3")
 
 
 def kaplan_nd(x: Columns, N_c: Any, D_c: Any, alpha_N: Any, alpha_D: Any) -> Any:

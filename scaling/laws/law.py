@@ -24,6 +24,10 @@ class Parameter:
     high: float = float("inf")
 
 
+# No text has an entropy of a ten-thousandth of a nat: a fit that ends there found no floor.
+FLOOR = Parameter(name="E", log=True, low=1e-4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Law:
     """A law, its parameters, and the grid of starting points for its fit.

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -100,16 +101,20 @@ def test_workers_of_one_command_end_with_it_and_agree_with_one(whole, start, tmp
         time.sleep(0.05)
     assert not any(map(alive, workers))
     assert start(folder, num_workers=2).wait() == 0
-    shared, alone = (read_runs(f / "results.csv", duplicates="keep") for f in (folder, whole))
-    assert set(shared["run_id"]) == set(alone["run_id"])
-    # With fewer threads each, products may be added up in another order.
-    order = [np.argsort(runs["run_id"]) for runs in (shared, alone)]
-    np.testing.assert_allclose(shared["loss"][order[0]], alone["loss"][order[1]], rtol=2e-3)
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
-def test_what_stops_a_worker_stops_the_command(tmp_path):
-    with Progress() as progress, pytest.raises(ValueError, match="invalid literal"):
-        share(functools.partial(int, "no sweep"), tmp_path, progress, num_workers=2)
+@pytest.mark.parametrize(
+    ("stops", "error", "message"),
+    [
+        (functools.partial(int, "no sweep"), ValueError, "invalid literal"),
+        (functools.partial(os._exit, 3), ChildProcessError, "a worker of the sweep was killed"),
+    ],
+)
+def test_what_stops_a_worker_stops_the_command_and_all_workers(tmp_path, stops, error, message):
+    with Progress() as progress, pytest.raises(error, match=message):
+        share(stops, tmp_path, progress, num_workers=2)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
@@ -129,15 +134,15 @@ def test_a_damaged_state_is_trained_again(whole, start, tmp_path):
 @pytest.mark.slow
 def test_learning_rates_tuned_in_lanes_give_the_same_losses(whole, tmp_path):
     tiny.run_tiny(str(tmp_path), lanes=3)
-    lanes, turns = (
-        read_runs(folder / "results.csv", duplicates="keep") for folder in (tmp_path, whole)
-    )
-    assert set(turns["run_id"]) == set(lanes["run_id"])
-    # Another program on another number of devices rounds differently, and training amplifies it.
-    np.testing.assert_allclose(
-        lanes["loss"][np.argsort(lanes["run_id"])], turns["loss"][np.argsort(turns["run_id"])],
-        rtol=2e-3,
-    )  # fmt: skip
+    lanes, turns = (losses_at_stable_rates(folder) for folder in (tmp_path, whole))
+    assert lanes == pytest.approx(turns, rel=1e-5)
+
+
+def losses_at_stable_rates(folder):
+    """By run; at the highest rate, above the best one, training amplifies what rounding differs."""
+    runs = read_runs(folder / "results.csv", duplicates="keep")
+    stable = runs["learning_rate"] < runs["learning_rate"].max()
+    return dict(zip(runs["run_id"][stable], runs["loss"][stable], strict=True))
 
 
 def test_a_folder_with_another_sweep_is_refused(whole):

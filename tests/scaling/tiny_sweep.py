@@ -1,6 +1,7 @@
 """A sweep of two tiny sizes, run as a process by tests/scaling/test_sweep.py."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 
@@ -29,5 +30,14 @@ def run_tiny(folder: str, num_workers: int = 1, **changes) -> None:
     write_runs(runs, pathlib.Path(folder) / "results.csv")
 
 
+def use_cores(number: int) -> None:
+    """Pins this process to so many cores: with as many each, workers' results are the same bits."""
+    cores = sorted(os.sched_getaffinity(0))
+    first = os.getpid() % len(cores)
+    os.sched_setaffinity(0, [cores[(first + i) % len(cores)] for i in range(number)])
+
+
 if __name__ == "__main__":
-    run_tiny(sys.argv[1], int(sys.argv[2]))
+    num_workers = int(sys.argv[2])
+    use_cores(num_workers)
+    run_tiny(sys.argv[1], num_workers)
