@@ -29,6 +29,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
   lineage sweep laptop              train many sizes, fit the scaling laws, write a report
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
+  lineage optimal FIT.json --flops 1e21   the best model and tokens for some compute
 
 Add --help to any command for its options, and --debug to see where an error came from.
 Start with `lineage train gpt --preset tiny` (minutes) or `lineage sweep laptop` (a quarter of an
@@ -79,7 +80,14 @@ def silent_libraries() -> Iterator[None]:
 
 def command(name: str) -> Callable[[list[str]], None]:
     """The function behind a command's name."""
-    commands = {"list": list_, "show": show, "train": train, "sweep": sweep, "fit": fit}
+    commands = {
+        "list": list_,
+        "show": show,
+        "train": train,
+        "sweep": sweep,
+        "fit": fit,
+        "optimal": optimal,
+    }
     return pick("command", name, commands, hint="`lineage --help` shows them all")
 
 
@@ -289,10 +297,23 @@ def fit(arguments: Sequence[str]) -> None:
     """`lineage fit RUNS.csv`: the scaling laws of anybody's runs."""
     if not arguments or arguments[0].startswith("-"):
         raise UsageError("wanted `lineage fit RUNS`, a .csv, .parquet or .jsonl of finished runs")
-    from scaling.publish import FitOptions, fit_file
+    from scaling.commands import FitOptions, fit_file
 
     chosen = options(FitOptions, FitOptions(), arguments[1:], f"lineage fit {arguments[0]}")
     print("\n".join(fit_file(arguments[0], chosen)))
+
+
+def optimal(arguments: Sequence[str]) -> None:
+    """`lineage optimal FIT.json --flops C`: the best model and tokens for some compute."""
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("wanted `lineage optimal FIT.json --flops 1e24`, a fit that was written")
+    import tyro
+
+    from scaling.commands import OptimalOptions, optimal_file
+
+    program = f"lineage optimal {arguments[0]}"
+    chosen = options(OptimalOptions, tyro.MISSING, arguments[1:], program)
+    print("\n".join(optimal_file(arguments[0], chosen)))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ law.predict(params=70e9, tokens=1.4e12, interval=0.95)
 
 from typing import Any
 
+from scaling.compare import Comparison, compare
 from scaling.envelope import Frontier, fit_envelope
-from scaling.fit import Fit, fit
+from scaling.fit import Fit, fit, read_fit
+from scaling.hyperparameters import Hyperparameters, fit_hyperparameters
 from scaling.isoflop import fit_isoflop
 from scaling.laws import LAWS, Law, Parameter
 from scaling.runs import Runs, read_curves, read_runs, write_curves, write_runs
@@ -16,16 +18,21 @@ from scaling.study import Study, study
 
 __all__ = [
     "LAWS",
+    "Comparison",
     "Fit",
     "Frontier",
+    "Hyperparameters",
     "Law",
     "Parameter",
     "Runs",
     "Study",
+    "compare",
     "fit",
     "fit_envelope",
+    "fit_hyperparameters",
     "fit_isoflop",
     "read_curves",
+    "read_fit",
     "read_runs",
     "study",
     "write_curves",

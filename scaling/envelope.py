@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from scaling.fit import resample
 from scaling.runs import Runs
+from scaling.uncertainty import resample
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,46 +11,34 @@ the mean makes minimisers stop early). The law's whole grid of starts is screene
 spread of the rest are polished; no answer is taken on the solver's word: see `certify`.
 """
 
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
-from scaling.laws import LAWS, Law
+from scaling.allocation import Optimal, allocate, training_cost
+from scaling.certificate import certify, warnings
+from scaling.laws import LAWS, Law, evaluate
 from scaling.runs import Runs
 from scaling.solver import Problem, huber, minimise
+from scaling.uncertainty import RESAMPLING, Profile, bootstrap_draws, profile_likelihood
 
 POLISHED = 32  # starts that are followed to their end: half the best, half spread over the rest
-BLOCK = 256  # bootstrap replicates per solver call: keeps its working set small
-AGREE = 1e-6  # relative: objectives this close are the same optimum
-ROUNDING = 1e-8  # residuals of log loss below this are zero: far under any seed's noise
+EXPONENTS = ("alpha", "beta", "alpha_N", "alpha_D")
+FAR = 100.0  # times the FLOPs of the largest run: two decades, and an answer says how far it is
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Predicted loss, nats per token, with its interval where one was asked for."""
+    """Predicted loss, nats per token (or the law's other target), with the interval asked for."""
 
     loss: Any
     low: Any = None
     high: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimal:
-    """The compute-optimal allocation of some FLOPs; intervals are {name: (low, high)}."""
-
-    flops: Any
-    params: Any
-    tokens: Any
-    loss: Any
-    intervals: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +62,7 @@ class Fit:
       flops_convention: how those FLOPs were counted.
       flops_max: the largest run fitted, to say how far an answer extrapolates.
       holdout: errors on the runs that were held out, if any.
+      profiles: the profile likelihoods that were asked for, by parameter.
       dropped: rows of the table that were not used, with reasons.
       warnings: in plain words.
     """
@@ -92,10 +81,16 @@ class Fit:
     certificate: dict[str, Any]
     cost: tuple[float, float]
     flops_convention: str
-    flops_max: float
+    flops_max: float | None
     holdout: dict[str, Any] | None
     dropped: tuple[tuple[str, int], ...]
     warnings: tuple[str, ...]
+    profiles: dict[str, Profile] = field(default_factory=dict)
+
+    @property
+    def has_optimum(self) -> bool:
+        """Whether the law says how to divide compute: whether it is one of params and tokens."""
+        return set(self.law.columns) == {"params", "tokens"}
 
     def predict(
         self, *, interval: float | None = None, noise: bool = False, **columns: Any
@@ -106,8 +101,11 @@ class Fit:
           interval: coverage of the interval, such as 0.95; needs bootstrap draws.
           noise: the interval is for the loss that a new run would measure, seeds and all, instead
             of the law's mean: the residuals of the fit, inflated by sqrt(n / (n - p)), are added.
-          **columns: the law's columns: params=, tokens=, ...; numbers or arrays that broadcast.
+          **columns: the law's columns: params=, tokens=, ...; numbers or arrays that broadcast. Or
+            what the law derives them from, such as run_id=, step=, learning_rate= of a schedule.
         """
+        if self.law.derive and all(name in columns for name in self.law.needs):
+            columns = self.law.derive({n: np.asarray(columns[n]) for n in self.law.needs})
         if missing := [name for name in self.law.columns if name not in columns]:
             raise ValueError(f"{self.law.name} needs {', '.join(missing)} to predict a loss")
         used = [np.asarray(columns[name], np.float64) for name in self.law.columns]
@@ -134,36 +132,67 @@ class Fit:
         low, high = _quantiles(samples, interval)
         return Prediction(loss=loss, low=low.reshape(shape)[()], high=high.reshape(shape)[()])
 
-    def optimal(self, flops: Any, *, interval: float | None = None) -> Optimal:
+    def optimal(
+        self, flops: Any, *, interval: float | None = None, inference_tokens: float = 0.0
+    ) -> Optimal:
         """The allocation of `flops` that the law predicts to be best: argmin L(N, D) at cost C.
 
         D follows from the cost of the fitted runs, D = C / (k N^p), so the answer is in the
-        convention of their FLOPs.
+        convention of their FLOPs. With `inference_tokens` it is the model that costs least to train
+        and to serve, of those as good as the best of `flops`: see `allocate`.
         """
-        if set(self.law.columns) != {"params", "tokens"}:
+        if not self.has_optimum:
             raise ValueError(
                 f"{self.law.name} has no optimum: it is not a law of params and tokens"
             )
         budget = np.asarray(flops, np.float64)
-        best = _allocate(self.law, self.parameters, self.cost, budget.ravel())
-        intervals = {}
+        if not (np.isfinite(budget).all() and (budget > 0).all() and inference_tokens >= 0):
+            raise ValueError(
+                "optimal: wanted positive flops and inference_tokens that are not negative, got "
+                f"{flops} and {inference_tokens}"
+            )
+
+        def best(parameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            return allocate(self.law, parameters, self.cost, budget.ravel(), inference_tokens)
+
+        spans = {}
         if interval is not None:
-            draws = _allocate(self.law, self._drawn(), self.cost, budget.ravel())
-            for name, values in draws.items():
+            for name, values in best(self._drawn()).items():
                 low, high = _quantiles(values, interval)
-                intervals[name] = (low.reshape(budget.shape)[()], high.reshape(budget.shape)[()])
-        at = {name: values.reshape(budget.shape)[()] for name, values in best.items()}
-        return Optimal(flops=budget[()], intervals=intervals, **at)
+                spans[name] = (low.reshape(budget.shape)[()], high.reshape(budget.shape)[()])
+        found = best(self.parameters).items()
+        at = {name: values.reshape(budget.shape)[()] for name, values in found}
+        return Optimal(intervals=spans, **at)
+
+    def cautions(self, flops: float) -> list[str]:
+        """What to know before `flops` are spent on this fit's word."""
+        said = []
+        if self.flops_max and flops > FAR * self.flops_max:
+            exponents = {n: v for n, v in self.parameters.items() if n in EXPONENTS and v < 0.15}
+            weak = [f"{name} {value:.2g}" for name, value in exponents.items()]
+            because = f", with {' and '.join(weak)}" if weak else ""
+            said.append(
+                f"{flops:.2g} FLOPs are {flops / self.flops_max:.2g} times the largest run fitted"
+                f"{because}: the intervals hold only if the law does"
+            )
+        if self.certificate["not_identified"]:
+            said.append(
+                f"the runs do not determine {', '.join(self.certificate['not_identified'])}"
+            )
+        return said
 
     def _drawn(self) -> dict[str, np.ndarray]:
         if not self.draws:
             raise ValueError("an interval needs a bootstrap: fit(..., bootstrap=1000)")
         return {name: values[:, None] for name, values in self.draws.items()}
 
-    def to_json(self) -> dict[str, Any]:
-        """The fit as plain Python values; the optimum is given at the largest budget and beyond."""
+    def to_json(self, *, draws: bool = True) -> dict[str, Any]:
+        """The fit as plain Python values; the optimum is given at the largest budget and beyond.
+
+        With `draws`, `read_fit` gives back a fit that predicts with intervals.
+        """
         optimal = []
-        if set(self.law.columns) == {"params", "tokens"}:
+        if self.has_optimum and self.flops_max:
             budgets = self.flops_max * np.array([1.0, 10.0, 100.0])
             best = self.optimal(budgets, interval=0.95 if self.draws else None)
             for i in range(len(budgets)):
@@ -187,7 +216,11 @@ class Fit:
             "optimal": optimal,
             "cost": {"flops_per_token_coefficient": self.cost[0], "params_exponent": self.cost[1]},
             "flops_convention": self.flops_convention,
+            "flops_max": self.flops_max,
+            "profiles": {name: done.to_json() for name, done in self.profiles.items()},
+            "residuals": self.residuals.tolist(),
             "warnings": list(self.warnings),
+            "draws": {n: [float(f"{x:.9g}") for x in v] for n, v in self.draws.items() if draws},
         }
 
 
@@ -197,11 +230,13 @@ def fit(
     *,
     loss: str = "huber",
     delta: float = 1e-3,
-    linear: bool = False,
+    linear: bool | None = None,
     fix: Mapping[str, float] | None = None,
     holdout: str | np.ndarray | None = None,
     bootstrap: int = 0,
+    resampling: str = "cases",
     group: str | None = None,
+    profiles: Sequence[str] = (),
     seed: int = 0,
     params: str = "params",
 ) -> Fit:
@@ -212,11 +247,13 @@ def fit(
       law: a name in `LAWS`, or a `Law`.
       loss: "huber", "l1" (least absolute deviations) or "mse" (least squares); all are sums.
       delta: Huber's delta; 1e-3 on log loss is Hoffmann et al. 2022, section 3.3.
-      linear: residuals of the loss itself, not of its logarithm.
+      linear: residuals of the loss itself, not of its logarithm; by default what the law says.
       fix: parameters held at a value, in natural units.
       holdout: runs kept out of the fit and scored: an expression such as 'flops>1e21', or a mask.
       bootstrap: replicates for the intervals; 0 for none.
+      resampling: what is drawn, "cases" or "residuals": see `scaling.uncertainty.bootstrap_draws`.
       group: a column whose values are resampled whole (points of one curve are not independent).
+      profiles: parameters whose profile likelihood is wanted as well.
       seed: of the resampling.
       params: the column that the law reads as N, such as "params_no_embed".
 
@@ -247,6 +284,10 @@ def fit(
         out = runs.mask(holdout) if isinstance(holdout, str) else np.asarray(holdout, bool)
         if not out.any():
             raise ValueError(f"the holdout {holdout!r} names none of the {len(runs)} runs")
+    if resampling not in RESAMPLING:
+        raise ValueError(f"resampling: wanted {' or '.join(RESAMPLING)}, got {resampling!r}")
+    if group and resampling == "residuals":
+        raise ValueError("resampling residuals has no groups: wanted resampling='cases' with group")
     train = runs.take(~out)
     free = np.array([name not in fixed for name in law.names])
     if len(train) <= free.sum():
@@ -254,24 +295,33 @@ def fit(
             f"{law.name} has {free.sum()} free parameters and needs more runs than that, got "
             f"{len(train)}: add runs or fix parameters"
         )
+    if unknown := [n for n in profiles if n not in law.names or n in fixed]:
+        raise ValueError(f"{law.name} has no free parameter {unknown[0]!r} to profile")
+    linear = law.linear if linear is None else linear
     problem = Problem(
-        law=law, x=_columns(law, train, params), loss=train["loss"], linear=linear, free=free
+        law=law, x=_columns(law, train, params), target=train[law.target], linear=linear, free=free
     )
     path = {"huber": (delta,), "mse": (np.inf,), "l1": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}[loss]
-    starts = law.starts(problem.x, problem.loss) | {k: np.float64(v) for k, v in fixed.items()}
+    starts = law.starts(problem.x, problem.target) | {k: np.float64(v) for k, v in fixed.items()}
     u, objectives, settled, screened = _multistart(
         problem, np.atleast_2d(problem.internal(starts)), path
     )
     best = u[np.argmin(objectives)]
     certificate = certify(problem, best, path[-1], objectives, settled, screened)
-    warnings = [*runs.warnings, *_warnings(law, certificate)]
+    said = [*runs.warnings, *warnings(law, certificate)]
     draws: dict[str, np.ndarray] = {}
     if bootstrap:
-        groups = train[group] if group else None
-        weights = resample(len(train), bootstrap, seed, groups)
-        draws, moving = _bootstrap(problem, best, weights, path[-1], loss)
+        draws, moving = bootstrap_draws(
+            problem,
+            best,
+            path[-1],
+            times=bootstrap,
+            seed=seed,
+            resampling=resampling,
+            groups=train[group] if group else None,
+        )
         if moving > bootstrap / 20:
-            warnings.append(
+            said.append(
                 f"{law.name}: {moving} of {bootstrap} bootstrap refits had not settled: resampled, "
                 "these runs hardly determine the law, and its intervals are rough"
             )
@@ -290,21 +340,58 @@ def fit(
         standard_errors={k: float(np.std(v, ddof=1)) for k, v in draws.items()},
         certificate=certificate,
         cost=_cost(train, params),
+        profiles={n: profile_likelihood(problem, best, path[-1], n) for n in profiles},
         flops_convention=runs.flops_convention,
-        flops_max=float(train["flops"].max()),
+        flops_max=float(train["flops"].max()) if "flops" in train else None,
         holdout=None,
         dropped=runs.dropped,
-        warnings=tuple(warnings),
+        warnings=tuple(said),
     )
     if out.any():
         result = replace(result, holdout=score(result, runs.take(out), params))
     return result
 
 
+def read_fit(path: str, law: str = "chinchilla") -> Fit:
+    """Reads a fit that was written as JSON: one law's, or that law's of a sweep's fit.json.
+
+    Raises:
+      ValueError: the file is no fit.
+      OSError: it cannot be read.
+    """
+    try:
+        told = json.loads(epath.Path(path).read_text())
+        told = told["laws"][law] if "laws" in told else told
+        if told["law"] not in LAWS:
+            raise ValueError(f"{path} is a fit of {told['law']}: wanted one of {', '.join(LAWS)}")
+        draws = {name: np.array(values) for name, values in told["draws"].items()}
+        return Fit(
+            law=LAWS[told["law"]],
+            residuals=np.array(told["residuals"]),
+            draws=draws,
+            intervals={name: tuple(span) for name, span in told["intervals"].items()},
+            cost=tuple(told["cost"].values()),
+            dropped=tuple((row["reason"], row["n"]) for row in told["dropped"]),
+            warnings=tuple(told["warnings"]),
+            profiles={},
+            **{
+                name: told[name]
+                for name in (
+                    *("parameters", "objective", "loss", "delta", "linear", "n_runs"),
+                    *("standard_errors", "certificate", "flops_convention", "flops_max", "holdout"),
+                )
+            },
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{path} is not a fit: wanted the JSON that `lineage fit` or `lineage sweep` writes"
+        ) from None
+
+
 def score(fitted: Fit, runs: Runs, params: str = "params") -> dict[str, Any]:
     """Errors on runs that the fit has not seen: relative to the measured loss; coverage of 95 %."""
     x = _columns(fitted.law, runs, params)
-    measured = runs["loss"]
+    measured = runs[fitted.law.target]
     with_interval = fitted.predict(
         interval=0.95 if fitted.draws else None, noise=bool(fitted.draws), **x
     )
@@ -322,93 +409,6 @@ def score(fitted: Fit, runs: Runs, params: str = "params") -> dict[str, Any]:
     }
 
 
-def resample(n: int, times: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Bootstrap weights, (times, n): how often each run, or each run's whole group, was drawn."""
-    rng = np.random.default_rng(seed)
-    if groups is None:
-        index, count = np.arange(n), n
-    else:
-        _, index = np.unique(groups.astype(str), return_inverse=True)
-        count = int(index.max()) + 1
-    drawn = rng.integers(count, size=(times, count))
-    return np.stack([np.bincount(row, minlength=count) for row in drawn])[:, index].astype(float)
-
-
-def certify(
-    problem: Problem,
-    u: Float[np.ndarray, "P"],
-    delta: float,
-    objectives: np.ndarray,
-    settled: np.ndarray,
-    screened: int,
-) -> dict[str, Any]:
-    """What speaks for an optimum, measured afresh at the answer.
-
-    relative_gradient: the largest cosine between the clipped residuals and a column of the
-      Jacobian, over free parameters inside their bounds (MINPACK's gtol); 0 at a stationary point.
-    starts, screened: starts followed to the end, and those they were chosen from.
-    starts_at_optimum: how many of them ended within 1e-6 of the best objective.
-    runner_up_gap: how much worse the next local optimum is, relative; None if all ended at one.
-    at_bound: parameters that stopped at a bound (E there: the runs show no floor).
-    not_identified: parameters that these runs do not determine: at a bound, along a direction in
-      which the residuals do not change (a ridge), or with a standard error above 1 for a
-      logarithm (a factor of 7 either way) or above half of an exponent.
-    identified: none of those.
-    """
-    residuals, jacobian = (a[0] for a in problem.evaluate(u[None]))
-    low, high = problem.bounds
-    at_bound = problem.free & ((u <= low + 1e-9) | (u >= high - 1e-9))
-    inside = problem.free & ~at_bound
-    pull = np.clip(residuals, -delta, delta)
-    length = np.linalg.norm(jacobian, axis=0)
-    reach = np.linalg.norm(pull) + ROUNDING * np.sqrt(len(pull))
-    cosine = np.abs(pull @ jacobian) / (reach * np.maximum(length, 1e-300))
-
-    # Standard errors from the curvature of least squares, with a robust scale of the residuals.
-    spread = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
-    n, p = len(residuals), int(problem.free.sum())
-    spread = max(spread * np.sqrt(n / (n - p)), ROUNDING)
-    j = jacobian[:, inside] / np.maximum(length[inside], 1e-300)
-    values, vectors = np.linalg.eigh(j.T @ j)
-    flat = values < 1e-12
-    ridge = (np.abs(vectors[:, flat]) > 0.1).any(1)
-    inverse = np.where(flat, 0.0, 1 / np.maximum(values, 1e-12))
-    error = spread * np.sqrt((vectors**2) @ inverse) / np.maximum(length[inside], 1e-300)
-    names = np.array(problem.law.names)
-    log = np.array([parameter.log for parameter in problem.law.parameters])
-    vague = error > np.where(log, 1.0, 0.5 * np.abs(u))[inside]
-    lost = set(names[at_bound]) | set(names[inside][ridge | vague])
-    best = objectives.min()
-    floor = len(residuals) * 0.5 * min(ROUNDING, delta) ** 2
-    same = objectives <= best * (1 + AGREE) + floor
-    others = objectives[settled & ~same]
-    return {
-        "relative_gradient": float(cosine[inside].max(initial=0.0)),
-        "starts": len(objectives),
-        "screened": screened,
-        "starts_at_optimum": int(same.sum()),
-        "runner_up_gap": float(others.min() / max(best, floor) - 1) if others.size else None,
-        "at_bound": [str(name) for name in names[at_bound]],
-        "free": [str(name) for name in names[problem.free]],
-        "not_identified": [name for name in problem.law.names if name in lost],
-        "identified": not lost,
-    }
-
-
-def evaluate(law: Law, parameters: Mapping[str, Any], x: Mapping[str, Any]) -> np.ndarray:
-    """A law's loss in float64: scalar or (B, 1) parameters, columns (M,) -> (M,) or (B, M)."""
-    batched = any(np.ndim(v) for v in parameters.values())
-    columns = {k: np.asarray(np.atleast_2d(v) if batched else v, np.float64) for k, v in x.items()}
-    values = {name: np.asarray(v, np.float64) for name, v in parameters.items()}
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return np.asarray(_apply(columns, values, law=law))
-
-
-@partial(jax.jit, static_argnames="law")
-def _apply(columns: Any, parameters: Any, *, law: Law) -> Any:
-    return law.function(columns, **parameters)
-
-
 def _law(law: str | Law) -> Law:
     if isinstance(law, Law):
         return law
@@ -418,10 +418,22 @@ def _law(law: str | Law) -> Law:
 
 
 def _columns(law: Law, runs: Runs, params: str) -> dict[str, np.ndarray]:
-    missing = [c for c in law.columns if (params if c == "params" else c) not in runs]
-    if missing:
-        raise ValueError(f"{law.name} needs a column {missing[0]!r}")
-    return {name: runs[params if name == "params" else name] for name in law.columns}
+    wanted = [params if name == "params" else name for name in law.needs or law.columns]
+    if missing := [name for name in (*wanted, law.target) if name not in runs]:
+        raise ValueError(
+            f"{law.name} needs a column {missing[0]!r}: the table has "
+            f"{', '.join(runs.table.column_names)}"
+        )
+    found = {name: runs[name] for name in wanted}
+    if law.derive:
+        return law.derive(found)
+    return dict(zip(law.columns, found.values(), strict=True))
+
+
+def _cost(runs: Runs, params: str) -> tuple[float, float]:
+    if any(name not in runs for name in (params, "tokens", "flops")):
+        return 6.0, 1.0
+    return training_cost(runs[params], runs["tokens"], runs["flops"])
 
 
 def _multistart(
@@ -434,7 +446,7 @@ def _multistart(
     """
     low, high = problem.bounds
     starts = np.where(problem.free, np.clip(starts, low, high), starts)
-    ones = np.ones((1, len(problem.loss)))
+    ones = np.ones((1, len(problem.target)))
     first = problem.objective(starts, ones, path[0])
     order = np.argsort(first, kind="stable")
     order = order[: max(1, int(np.isfinite(first).sum()))]
@@ -443,7 +455,7 @@ def _multistart(
         spread = np.linspace(half, len(order) - 1, half).astype(int)
         order = np.concatenate([order[:half], order[spread]])
     u = starts[order]
-    weights = np.ones((len(u), len(problem.loss)))
+    weights = np.ones((len(u), len(problem.target)))
     for delta in path:
         u, objectives, settled = minimise(problem, u, weights=weights, delta=delta, iterations=28)
     # A crawl that is still going is no optimum, unless it is the best: that one gets to its end.
@@ -454,26 +466,6 @@ def _multistart(
     if not np.isfinite(objectives).any():
         raise ValueError(f"{problem.law.name} is not finite on these runs from any start")
     return u, objectives, settled, len(starts)
-
-
-def _bootstrap(
-    problem: Problem, u: np.ndarray, weights: np.ndarray, delta: float, loss: str
-) -> tuple[dict[str, np.ndarray], int]:
-    """Refits under each row of weights, from the optimum; and how many were still moving."""
-    # Least absolute deviations: smooth enough to converge, sharp enough (1e-5 nats) for intervals.
-    delta = max(delta, 1e-5) if loss == "l1" else delta
-
-    def block(begin: int) -> tuple[np.ndarray, np.ndarray]:
-        part = weights[begin : begin + BLOCK]
-        start = np.repeat(u[None], len(part), axis=0)
-        end, _, settled = minimise(
-            problem, start, weights=part, delta=delta, iterations=60, tolerance=1e-9
-        )
-        return end, settled
-
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        ends, settled = zip(*pool.map(block, range(0, len(weights), BLOCK)), strict=True)
-    return problem.natural(np.concatenate(ends)), int((~np.concatenate(settled)).sum())
 
 
 def _reported(residuals: np.ndarray, loss: str, delta: float) -> float:
@@ -490,66 +482,3 @@ def _quantiles(values: np.ndarray, interval: float) -> tuple[np.ndarray, np.ndar
 def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = _quantiles(values, 0.95)
     return float(low), float(high)
-
-
-def _cost(runs: Runs, params: str) -> tuple[float, float]:
-    """FLOPs per token as k N^p, by least squares on the runs; exactly (6, 1) for 6ND."""
-    n, rate = np.log(runs[params]), np.log(runs["flops"] / runs["tokens"])
-    if np.ptp(rate - n) < 1e-6 or np.ptp(n) < 1e-9:
-        return float(np.exp(np.mean(rate - n))), 1.0
-    p, k = np.polyfit(n, rate, 1)
-    return float(np.exp(k)), float(p)
-
-
-def _allocate(
-    law: Law, parameters: Mapping[str, Any], cost: tuple[float, float], flops: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Best N, D and loss at each budget: parameters (B, 1) or scalars -> (B, M) or (M,)."""
-    batched = any(np.ndim(v) for v in parameters.values())
-    budget = flops[None] if batched else flops
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        values = {name: jnp.asarray(v, jnp.float64) for name, v in parameters.items()}
-        size, tokens, loss = _bisect(
-            values,
-            jnp.asarray(budget, jnp.float64),
-            jnp.float64(cost[0]),
-            jnp.float64(cost[1]),
-            law=law,
-        )
-    return {"params": np.asarray(size), "tokens": np.asarray(tokens), "loss": np.asarray(loss)}
-
-
-@partial(jax.jit, static_argnames="law")
-def _bisect(parameters: Any, flops: Any, k: Any, p: Any, *, law: Law) -> Any:
-    """Where d loss / d log N changes sign along C = k N^p D, by bisection over e^80."""
-
-    def along(log_n: Any) -> Any:
-        tokens = flops / (k * jnp.exp(p * log_n))
-        return law.function({"params": jnp.exp(log_n), "tokens": tokens}, **parameters)
-
-    def halve(_: Any, bracket: Any) -> Any:
-        low, high = bracket
-        middle = (low + high) / 2
-        _, slope = jax.jvp(along, (middle,), (jnp.ones_like(middle),))
-        return jnp.where(slope < 0, middle, low), jnp.where(slope < 0, high, middle)
-
-    shape = jnp.broadcast_shapes(flops.shape, *(jnp.shape(v) for v in parameters.values()))
-    even = jnp.broadcast_to(jnp.log(flops / k) / (1 + p), shape)
-    low, high = jax.lax.fori_loop(0, 64, halve, (even - 40.0, even + 40.0))
-    log_n = (low + high) / 2
-    return jnp.exp(log_n), flops / (k * jnp.exp(p * log_n)), along(log_n)
-
-
-def _warnings(law: Law, certificate: Mapping[str, Any]) -> tuple[str, ...]:
-    said = []
-    if "E" in certificate["at_bound"]:
-        said.append(f"{law.name}: E went to zero: these runs show no floor")
-    if others := [n for n in certificate["not_identified"] if n not in certificate["at_bound"]]:
-        said.append(f"{law.name}: these runs do not determine {', '.join(others)}")
-    if certificate["starts_at_optimum"] < 2:
-        said.append(
-            f"{law.name}: only one start reached the best objective: it may not be the best"
-        )
-    if certificate["relative_gradient"] > 1e-4:
-        said.append(f"{law.name}: the gradient is not zero: the fit is not at an optimum")
-    return tuple(said)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from scaling.fit import evaluate
+from scaling.laws import evaluate
 from scaling.study import HEADLINE, Study, quantity, unbeaten
 
 INK, MUTED, FAINT, ACCENT, PAPER = "#1c2128", "#59636e", "#d5dae0", "#c2361c", "#fefefe"

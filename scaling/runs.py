@@ -31,6 +31,8 @@ SCHEMA = {
     "flops_convention": "how FLOPs were counted, such as 6ND",
     "loss": "held-out loss, nats per token",
     "bits_per_byte": "held-out loss in bits per byte of text",
+    "unique_tokens": "tokens of training text that differ; fewer than `tokens` if text is repeated",
+    "accuracy": "of a downstream task, a part of one",
     "learning_rate": "peak learning rate",
     "batch_tokens": "tokens per step",
     "seed": "random seed",
@@ -38,6 +40,8 @@ SCHEMA = {
     "decayed": "whether the learning rate had been decayed",
     "diverged": "whether the run diverged",
 }
+TEXT = ("run_id", "model", "flops_convention", "schedule")
+POSITIVE = ("params", "tokens", "loss", "unique_tokens")
 CURVES = ("run_id", "step", "tokens", "flops", "loss")
 
 _COMPARE = {
@@ -104,6 +108,8 @@ def read_runs(
     flops_convention: str | None = None,
     where: str | None = None,
     duplicates: str = "best",
+    needs: Sequence[str] = ("params", "tokens", "loss"),
+    **columns: str,
 ) -> Runs:
     """Reads anybody's results into the schema.
 
@@ -118,6 +124,8 @@ def read_runs(
       where: keep only the rows of which this is true, such as 'outlier_excluded==0'.
       duplicates: "best" keeps the least loss of runs that share N and D (the best over learning
         rates); "keep" keeps all.
+      needs: the columns without which a row is of no use; those of the law that is to be fitted.
+      **columns: what other columns of the schema are called, such as unique_tokens="U".
 
     Raises:
       ValueError: a column is missing, an expression is wrong, or no row is usable.
@@ -126,24 +134,25 @@ def read_runs(
     if duplicates not in ("best", "keep"):
         raise ValueError(f"duplicates: wanted 'best' or 'keep', got {duplicates!r}")
     table, warnings = _load(source), []
-    if (
-        params == "params"
-        and params not in table.column_names
-        and "params_no_embed" in table.column_names
-    ):
+    there = table.column_names
+    if params == "params" and params not in there and "params_no_embed" in there:
         params = "params_no_embed"
-        warnings.append("no column 'params': N is params_no_embed, without embeddings")
-    for role, name in (("params", params), ("tokens", tokens), ("loss", loss)):
-        if name not in table.column_names:
+        if "params" in needs:
+            warnings.append("no column 'params': N is params_no_embed, without embeddings")
+    given = flops if flops in there else None
+    if "flops" in needs and given is None:  # made as 6ND
+        needs = [name for name in needs if name != "flops"] + ["params", "tokens"]
+    names = {"params": params, "tokens": tokens, "loss": loss} | columns
+    names |= {role: names.get(role, role) for role in needs}
+    for role, name in names.items():
+        if name not in there and (role in needs or name != role):
             raise ValueError(
-                f"no column {name!r} for {role}: the table has {', '.join(table.column_names)}; "
+                f"no column {name!r} for {role}: the table has {', '.join(there)}; "
                 f"name yours with {role}=..."
             )
-    given = flops if flops is not None and flops in table.column_names else None
-    columns = {"params": params, "tokens": tokens, "loss": loss} | (
-        {"flops": given} if given else {}
-    )
-    table, dropped = _canonical(table, columns), []
+    names = {role: name for role, name in names.items() if name in there}
+    names |= {"flops": given} if given else {}
+    table, dropped = _canonical(table, names), []
 
     def keep(good: np.ndarray, reason: str) -> None:
         nonlocal table
@@ -155,46 +164,56 @@ def read_runs(
         raise ValueError("no rows: the table has a header and nothing below it")
     if where:
         keep(evaluate(table, where), f"not {where}")
-    if "diverged" in table.column_names:
+    if "diverged" in there:
         keep(~_truth(_values(table, "diverged")), "diverged")
-    for name in ("params", "tokens", "loss"):
-        values = _values(table, name)
-        keep(np.isfinite(values), f"{columns[name]} is not a finite number")
-        keep(_values(table, name) > 0, f"{columns[name]} is not positive")
+    for role in needs:
+        if _number_like(table, role):
+            keep(np.isfinite(_values(table, role)), f"{names[role]} is not a finite number")
+        if role in POSITIVE:
+            keep(_values(table, role) > 0, f"{names[role]} is not positive")
     if given:
         keep(np.isfinite(_values(table, "flops")), f"{given} is not a finite number")
     if not table.num_rows:
         reasons = "; ".join(f"{n} rows: {reason}" for reason, n in dropped)
         raise ValueError(f"no usable rows are left: {reasons}")
-    if given and (bad := int((_values(table, "flops") <= 0).sum())):
+    sized = "params" in names and "tokens" in names
+    if given and sized and (bad := int((_values(table, "flops") <= 0).sum())):
         warnings.append(
             f"{bad} values of {given} are not positive, as when int64 overflows at 9.2e18: "
             "FLOPs were made as 6ND for all runs"
         )
         given = None
-    if given is None:
+    if given is None and sized:
         made = 6.0 * _values(table, "params") * _values(table, "tokens")
         table, flops_convention = _set(table, "flops", pa.array(made)), "6ND"
     elif flops_convention is None:
-        flops_convention = _convention(table)
+        flops_convention = _convention(table) if given and sized else "unstated"
     table = _set(table, "flops_convention", pa.array([flops_convention] * table.num_rows))
 
     # The last key sorts first: equal runs lie together, and the best of them before the others.
-    same = [n for n in ("unique_tokens", "tokens", "params") if n in table.column_names]
-    order = np.lexsort([_values(table, name) for name in ("loss", *same)])
-    table = table.take(pa.array(order))
-    if duplicates == "best":
+    if duplicates == "best" and sized:
+        same = [n for n in ("unique_tokens", "tokens", "params") if n in table.column_names]
+        table = _sorted(table, ("loss", *same))
         keys = np.stack([_values(table, name) for name in same])
         first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(0)])
         keep(first, f"same {' and '.join(reversed(same))} as a run of lower loss")
-    order = np.lexsort([_values(table, name) for name in ("loss", "tokens", "params", "flops")])
-    table = table.take(pa.array(order))
+    table = _sorted(table, ("loss", "tokens", "params", "flops"))
     return Runs(
         table=table,
         flops_convention=flops_convention,
         dropped=tuple(dropped),
         warnings=tuple(warnings),
     )
+
+
+def _sorted(table: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """By those of the keys that are there; the last sorts first."""
+    order = np.lexsort([_values(table, name) for name in keys if name in table.column_names])
+    return table.take(pa.array(order))
+
+
+def _number_like(table: pa.Table, name: str) -> bool:
+    return _values(table, name).dtype != object
 
 
 def evaluate(table: pa.Table, expression: str) -> np.ndarray:
@@ -424,7 +443,10 @@ def _set(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.T
 
 def _canonical(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """The schema's columns under the schema's names in float64; a displaced one is kept aside."""
-    made = {role: pa.array(_numbers(table, name)) for role, name in columns.items()}
+    made = {
+        role: table.column(name) if role in TEXT else pa.array(_numbers(table, name))
+        for role, name in columns.items()
+    }
     for role, name in columns.items():
         if role != name and role in table.column_names:
             table = _set(table, f"{role}_original", table.column(role))

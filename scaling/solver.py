@@ -32,7 +32,7 @@ STEP = 1e-6  # of the finite difference of the Jacobian: about the square root o
 
 
 @partial(jax.jit, static_argnames=("law", "linear"))
-def _evaluate(u: Any, x: Any, loss: Any, *, law: Law, linear: bool) -> Any:
+def _evaluate(u: Any, x: Any, target: Any, *, law: Law, linear: bool) -> Any:
     """Residuals and Jacobian of each lane: (L, P) -> (L, R), (L, R, P)."""
 
     def residual(u: Any) -> Any:
@@ -40,7 +40,7 @@ def _evaluate(u: Any, x: Any, loss: Any, *, law: Law, linear: bool) -> Any:
             p.name: jnp.exp(v) if p.log else v for p, v in zip(law.parameters, u, strict=True)
         }
         predicted = law.function(x, **values)
-        return predicted - loss if linear else jnp.log(predicted) - jnp.log(loss)
+        return predicted - target if linear else jnp.log(predicted) - jnp.log(target)
 
     def both(u: Any) -> Any:
         r = residual(u)
@@ -65,14 +65,14 @@ class Problem:
     Attributes:
       law: what is fitted.
       x: the law's columns, each (R,), float64.
-      loss: nats per token, (R,).
-      linear: residuals of the loss itself instead of its logarithm.
+      target: what was measured, nats per token unless the law says otherwise, (R,).
+      linear: residuals of the target itself instead of its logarithm.
       free: which parameters move, (P,).
     """
 
     law: Law
     x: Mapping[str, np.ndarray]
-    loss: Float[np.ndarray, "R"]
+    target: Float[np.ndarray, "R"]
     linear: bool
     free: Bool[np.ndarray, "P"]
 
@@ -100,21 +100,21 @@ class Problem:
 
     @cached_property
     def padded(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Columns and loss, lengthened to a multiple of RUNS by repeating the last run."""
-        pad = (0, -len(self.loss) % RUNS)
+        """Columns and target, lengthened to a multiple of RUNS by repeating the last run."""
+        pad = (0, -len(self.target) % RUNS)
         x = {k: np.pad(np.asarray(v, np.float64), pad, "edge") for k, v in self.x.items()}
-        return x, np.pad(self.loss, pad, "edge")
+        return x, np.pad(self.target, pad, "edge")
 
     def evaluate(self, u: Float[np.ndarray, "L P"]) -> tuple[np.ndarray, np.ndarray]:
         """Residuals (L, R) and their Jacobian (L, R, P); the columns of fixed parameters are 0."""
-        lanes, runs = len(u), len(self.loss)
-        x, loss = self.padded
+        lanes, runs = len(u), len(self.target)
+        x, target = self.padded
         u = np.concatenate([u, np.repeat(u[-1:], -lanes % LANES, axis=0)])
         residuals, jacobian = np.empty((len(u), runs)), np.empty((len(u), runs, u.shape[1]))
         # Always on the CPU: accelerators have slow float64 or none.
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
             for i in range(0, len(u), LANES):
-                r, j = _evaluate(u[i : i + LANES], x, loss, law=self.law, linear=self.linear)
+                r, j = _evaluate(u[i : i + LANES], x, target, law=self.law, linear=self.linear)
                 residuals[i : i + LANES] = np.asarray(r)[:, :runs]
                 jacobian[i : i + LANES] = np.asarray(j)[:, :runs]
         if not self.free.all():
@@ -177,6 +177,7 @@ def minimise(
     u: Float[np.ndarray, "L P"],
     *,
     weights: Float[np.ndarray, "L R"],
+    shifts: Float[np.ndarray, "L R"] | None = None,
     delta: float,
     iterations: int = 200,
     tolerance: float = 1e-13,
@@ -187,6 +188,7 @@ def minimise(
       problem: law and runs.
       u: starts in the solver's coordinates; non-finite starts stay where they are.
       weights: how often each run counts in each lane.
+      shifts: added to each lane's residuals.
       delta: where Huber turns from squares to absolute values, in units of the residuals.
       iterations: at most this many steps.
       tolerance: a lane has settled when its next step would lower its objective by less than this
@@ -198,8 +200,9 @@ def minimise(
     low, high = problem.bounds
     best = np.where(problem.free, np.clip(u, low, high), u)
     objective = np.full(len(u), np.inf)
-    active = np.arange(len(u))
+    shifts = np.zeros((len(u), 1)) if shifts is None else shifts
     residuals, jacobian = problem.evaluate(best)
+    residuals = residuals + shifts
     objective[:] = _total(residuals, weights, delta)
     damping, exact = np.full(len(u), 1e-2), np.zeros(len(u), bool)
     active = np.flatnonzero(np.isfinite(objective))
@@ -219,6 +222,7 @@ def minimise(
         step, gain = _downhill(gradient, hessian, scale, damping[active] * size)
         moved = np.clip(at + np.where(held, 0.0, np.clip(step, -3, 3)), low, high)
         r, j = problem.evaluate(moved)
+        r = r + shifts[active]
         new = _total(r, w, delta)
         better = new < objective[active]
         with np.errstate(invalid="ignore"):

@@ -96,9 +96,13 @@ class Study:
                 "n_runs": int(self.held.sum()),
                 "forecasts": {k: [f.to_json() for f in v] for k, v in self.forecasts.items()},
                 "scores": {law: _score(v) for law, v in self.forecasts.items()},
-                "fits": {law: fitted.to_json() for law, fitted in self.forecast_fits.items()},
+                "fits": {
+                    k: fitted.to_json(draws=False) for k, fitted in self.forecast_fits.items()
+                },
             },
-            "laws": {law: fitted.to_json() for law, fitted in self.fits.items()},
+            "laws": {
+                law: fitted.to_json(draws=law == HEADLINE) for law, fitted in self.fits.items()
+            },
             "approaches": {name: f.to_json() for name, f in self.frontiers.items()},
             "exponents": list(self.exponents),
             "warnings": list(self.warnings),

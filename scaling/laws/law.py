@@ -3,8 +3,10 @@
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,11 +38,16 @@ class Law:
       name: as on the command line.
       function: `function(columns, **parameters) -> loss`, in nats per token, written in jnp.
       columns: the columns of the runs table that it reads.
+      target: the column that it predicts.
+      linear: whether residuals are of the target itself, unless a fit is told otherwise, and not of
+        its logarithm.
+      derive: makes columns that the table does not hold, of those that it does.
       parameters: in the order of the function's keywords.
       starts: `starts(columns, loss) -> {parameter: (S,)}`, natural units.
       equation: for people, in plain text.
       source: paper, section, equation.
       given: parameters that a fit does not find: they must be fixed.
+      needs: the columns of the table that `derive` reads.
     """
 
     name: str
@@ -51,6 +58,10 @@ class Law:
     equation: str
     source: str
     given: tuple[str, ...] = ()
+    target: str = "loss"
+    linear: bool = False
+    derive: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    needs: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,3 +83,17 @@ def grid(**axes: Any) -> dict[str, np.ndarray]:
 def centre(values: Any) -> float:
     """The geometric mean: the middle of a column that spans decades."""
     return float(np.exp(np.mean(np.log(values))))
+
+
+def evaluate(law: Law, parameters: Mapping[str, Any], x: Mapping[str, Any]) -> np.ndarray:
+    """A law's loss in float64: scalar or (B, 1) parameters, columns (M,) -> (M,) or (B, M)."""
+    batched = any(np.ndim(v) for v in parameters.values())
+    columns = {k: np.asarray(np.atleast_2d(v) if batched else v, np.float64) for k, v in x.items()}
+    values = {name: np.asarray(v, np.float64) for name, v in parameters.items()}
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return np.asarray(_apply(columns, values, law=law))
+
+
+@partial(jax.jit, static_argnames="law")
+def _apply(columns: Any, parameters: Any, *, law: Law) -> Any:
+    return law.function(columns, **parameters)

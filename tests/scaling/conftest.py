@@ -47,3 +47,9 @@ def sweep(sizes=7, budgets=5, noise=0.004, seed=0):
 def synthetic():
     """Makes the columns of a synthetic sweep: `synthetic(noise=..., seed=...)`."""
     return sweep
+
+
+@pytest.fixture(scope="session")
+def truth():
+    """The parameters behind `synthetic`."""
+    return TRUTH

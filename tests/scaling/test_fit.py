@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scaling.fit import evaluate, fit, resample
-from scaling.laws import LAWS
+from scaling.fit import fit
+from scaling.laws import LAWS, evaluate
 from scaling.runs import read_runs
 
 TRUTHS = {
@@ -24,6 +24,8 @@ TRUTHS = {
     "broken_power_law": {
         **{"E": 1.2, "b": 40.0, "c_0": 0.08, "c_1": 0.1, "d_1": 3e19, "f_1": 0.4},
     },
+    "lr_annealing": {"E": 2.6, "A": 0.42, "alpha": 0.5, "C": 0.45},
+    "downstream_sigmoid": {"a": 0.55, "b": 0.25, "k": 4.0, "L_0": 2.4},
 }
 
 
@@ -33,14 +35,39 @@ def exact(law, truth, count=60, seed=0):
     x = {"params": 10 ** rng.uniform(7.5, 10.2, count), "tokens": 10 ** rng.uniform(9, 11.5, count)}
     x["flops"] = 6 * x["params"] * x["tokens"]
     x["unique_tokens"] = x["tokens"] / 10 ** rng.uniform(-0.3, 1.8, count)
-    return x | {"loss": evaluate(LAWS[law], truth, {k: x[k] for k in LAWS[law].columns})}
+    if law == "downstream_sigmoid":
+        x["loss"] = 1.9 + 400 / x["params"] ** 0.34 + 400 / x["tokens"] ** 0.3
+    if law == "lr_annealing":
+        x |= schedules()
+        x |= LAWS[law].derive(x)
+    return x | {LAWS[law].target: evaluate(LAWS[law], truth, {k: x[k] for k in LAWS[law].columns})}
+
+
+def schedules(steps=3000, points=30):
+    """run_id, step and learning_rate of a constant, a cosine and a WSD schedule, 1000 x 2e-4."""
+    step = np.linspace(0, steps, points + 1).round()[1:]
+    part = step / steps
+    shapes = {
+        "constant": np.ones(points),
+        "cosine": 0.5 + 0.5 * np.cos(np.pi * part),
+        "wsd": np.clip((1 - part) / 0.2, 0.0, 1.0),
+    }
+    warm = np.minimum(step / 200, 1.0)
+    return {
+        "run_id": np.repeat(list(shapes), points),
+        "step": np.tile(step, len(shapes)),
+        "learning_rate": np.concatenate([0.2 * warm * shape for shape in shapes.values()]),
+        **dict.fromkeys(("params", "tokens", "flops"), np.ones(points * len(shapes))),
+        "unique_tokens": np.ones(points * len(shapes)),
+    }
 
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("loss", ["huber", "mse"])
 def test_noise_free_runs_give_back_the_generating_parameters(law, loss):
     given = {name: TRUTHS[law][name] for name in LAWS[law].given}
-    fitted = fit(read_runs(exact(law, TRUTHS[law])), law, loss=loss, fix=given)
+    runs = read_runs(exact(law, TRUTHS[law]), duplicates="keep")
+    fitted = fit(runs, law, loss=loss, fix=given)
     assert fitted.parameters == pytest.approx(TRUTHS[law], rel=1e-5)
     assert fitted.certificate["identified"]
     assert fitted.certificate["relative_gradient"] < 1e-4
@@ -235,14 +262,6 @@ def test_held_out_runs_are_scored_and_do_not_touch_the_fit(synthetic):
     assert one.parameters == two.parameters
     assert one.holdout["mean_abs_relative_error"] < 0.02
     assert two.holdout["bias"] < -0.5 and two.holdout["coverage"] == 0.0
-
-
-def test_a_group_is_resampled_whole():
-    groups = np.array(["a", "a", "b", "c", "c", "c"])
-    weights = resample(6, 50, 0, groups)
-    assert (weights[:, 0] == weights[:, 1]).all()
-    assert (weights[:, 3] == weights[:, 5]).all()
-    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
 
 
 def test_json_holds_plain_numbers_under_the_agreed_names(synthetic):

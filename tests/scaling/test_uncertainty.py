@@ -1,0 +1,80 @@
+"""Intervals cover as often as they say, whatever they come from; what is not bounded is open."""
+
+import numpy as np
+import pytest
+
+from scaling.fit import fit
+from scaling.runs import read_runs
+from scaling.uncertainty import RESAMPLING, resample
+
+SETS = 200
+
+
+def test_a_group_is_resampled_whole():
+    groups = np.array(["a", "a", "b", "c", "c", "c"])
+    weights = resample(6, 50, 0, groups)
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, 3] == weights[:, 5]).all()
+    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resampling", RESAMPLING)
+def test_intervals_cover_the_truth_as_often_as_they_say(synthetic, truth, resampling):
+    """200 data sets: parameters, predictions at and beyond the data, and the best N."""
+    x = {"params": np.array([1e5, 3e6, 1e8]), "tokens": np.array([2e6, 6e7, 2e9])}
+    budgets = np.array([1e13, 1e16])
+    true_loss = truth["E"] + truth["A"] / x["params"] ** truth["alpha"]
+    true_loss += truth["B"] / x["tokens"] ** truth["beta"]
+    a = truth["beta"] / (truth["alpha"] + truth["beta"])
+    ratio = truth["alpha"] * truth["A"] / (truth["beta"] * truth["B"])
+    best = ratio ** (1 / (truth["alpha"] + truth["beta"])) * (budgets / 6.5) ** a
+    covered = {name: [] for name in (*truth, "prediction", "params")}
+    for seed in range(SETS):
+        runs = read_runs(synthetic(sizes=9, budgets=8, seed=seed))
+        done = fit(runs, loss="mse", bootstrap=400, resampling=resampling, seed=seed)
+        for name, value in truth.items():
+            covered[name].append(done.intervals[name][0] <= value <= done.intervals[name][1])
+        loss = done.predict(**x, interval=0.95)
+        covered["prediction"].extend((loss.low <= true_loss) & (true_loss <= loss.high))
+        low, high = done.optimal(budgets, interval=0.95).intervals["params"]
+        covered["params"].extend((low <= best) & (best <= high))
+    rates = {name: float(np.mean(inside)) for name, inside in covered.items()}
+    assert all(0.90 <= rate <= 0.98 for rate in rates.values()), rates
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_the_profile_of_a_parameter_agrees_with_its_bootstrap(synthetic, loss):
+    done = fit(
+        read_runs(synthetic(sizes=9, budgets=8)), loss=loss, delta=3e-3, bootstrap=400,
+        profiles=("E", "alpha"),
+    )  # fmt: skip
+    for name, found in done.profiles.items():
+        low, high = found.interval
+        assert low < done.parameters[name] < high
+        width = np.subtract(*done.intervals[name][::-1])
+        assert high - low == pytest.approx(width, rel=0.4)
+        inside = (found.values > low) & (found.values < high)
+        assert (found.statistic[inside] < 3.85).all()
+        assert (found.statistic[~inside] > 3.8).all()
+
+
+def test_a_profile_that_the_runs_do_not_bound_is_open(synthetic):
+    columns = synthetic(budgets=12)
+    floorless = 400 / columns["params"] ** 0.3 + 900 / columns["tokens"] ** 0.35
+    noise = np.exp(0.01 * np.random.default_rng(0).standard_normal(len(floorless)))
+    done = fit(read_runs(columns | {"loss": floorless * noise}), profiles=("E",))
+    assert done.profiles["E"].to_json()["interval"][0] is None or done.certificate["at_bound"]
+
+
+def test_residuals_are_drawn_by_run_and_not_by_group(synthetic):
+    runs = read_runs(synthetic())
+    with pytest.raises(ValueError, match="resampling residuals has no groups"):
+        fit(runs, bootstrap=10, resampling="residuals", group="model")
+    with pytest.raises(ValueError, match="resampling: wanted cases or residuals, got 'runs'"):
+        fit(runs, bootstrap=10, resampling="runs")
+
+
+def test_what_cannot_be_profiled_is_refused(synthetic):
+    with pytest.raises(ValueError, match="no free parameter 'E' to profile"):
+        fit(read_runs(synthetic()), fix={"E": 1.0}, profiles=("E",))
