@@ -275,10 +275,11 @@ def fit(
         raise ValueError(f"loss: wanted huber, l1 or mse, got {loss!r}")
     if loss == "huber" and not delta > 0:
         raise ValueError(f"delta: wanted a positive number, got {delta}")
-    if params not in runs:
-        raise ValueError(
-            f"no column {params!r}: the table has {', '.join(runs.table.column_names)}"
-        )
+    for column in filter(None, (params if "params" in law.columns else None, group)):
+        if column not in runs:
+            raise ValueError(
+                f"no column {column!r}: the table has {', '.join(runs.table.column_names)}"
+            )
     out = np.zeros(len(runs), bool)
     if holdout is not None:
         out = runs.mask(holdout) if isinstance(holdout, str) else np.asarray(holdout, bool)
@@ -458,11 +459,13 @@ def _multistart(
     weights = np.ones((len(u), len(problem.target)))
     for delta in path:
         u, objectives, settled = minimise(problem, u, weights=weights, delta=delta, iterations=28)
-    # A crawl that is still going is no optimum, unless it is the best: that one gets to its end.
-    top = np.argsort(objectives, kind="stable")[:2]
-    u[top], objectives[top], settled[top] = minimise(
-        problem, u[top], weights=weights[top], delta=path[-1], iterations=400
-    )
+    # Some stop at a kink of the objective, and go on when they begin anew; a crawl that is still
+    # going is no optimum, unless it is the best: that one gets to its end.
+    for count, iterations in ((8, 28), (2, 400)):
+        top = np.argsort(objectives, kind="stable")[:count]
+        u[top], objectives[top], settled[top] = minimise(
+            problem, u[top], weights=weights[top], delta=path[-1], iterations=iterations
+        )
     if not np.isfinite(objectives).any():
         raise ValueError(f"{problem.law.name} is not finite on these runs from any start")
     return u, objectives, settled, len(starts)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scaling.envelope import Frontier, spans
+from scaling.fit import Fit
 from scaling.runs import Runs
 
 SIZES = 4  # of a budget, at the least: three determine a parabola, the fourth can contradict it
@@ -120,6 +121,33 @@ def fit_isoflop(
         warnings=tuple(warnings),
         budgets=tuple(budgets),
     )
+
+
+def bias(runs: Runs, fitted: Fit, *, method: str = "parabola") -> dict[str, float]:
+    """How far Approach 2 would be off on these very sizes and budgets if Approach 3 were right.
+
+    The loss of every run is replaced by the fitted law's, without noise; what `fit_isoflop` then
+    says is compared with the law's own optimum. Parabolas of a curve that is none, on a grid that
+    is not centred, are off by some percent.
+
+    Args:
+      runs: as for `fit_isoflop`.
+      fitted: a law of params and tokens, on the same runs.
+      method: as for `fit_isoflop`.
+
+    Returns:
+      a: the error of the exponent; params: of N* at ten times the largest budget, relative.
+
+    Raises:
+      ValueError: as `fit_isoflop` does.
+    """
+    law = fitted.predict(params=runs["params"], tokens=runs["tokens"]).loss
+    found = fit_isoflop(runs.with_columns(loss=law), method=method).parameters
+    budgets = np.array([runs["flops"].min(), 10 * runs["flops"].max()])
+    best = fitted.optimal(budgets).params
+    a = np.diff(np.log(best))[0] / np.diff(np.log(budgets))[0]
+    params = found["params_coefficient"] * budgets[1] ** found["a"] / best[1] - 1
+    return {"a": float(found["a"] - a), "params": float(params)}
 
 
 Profile = tuple[float, np.ndarray, np.ndarray, np.ndarray]  # C, N (S,), D (S,), losses (S, B)

@@ -97,6 +97,13 @@ class Runs:
         indices = np.flatnonzero(rows) if rows.dtype == bool else rows
         return replace(self, table=self.table.take(pa.array(indices, pa.int64())))
 
+    def with_columns(self, **columns: np.ndarray) -> "Runs":
+        """The same runs with other values in these columns, (R,) each."""
+        table = self.table
+        for name, values in columns.items():
+            table = _set(table, name, pa.array(values))
+        return replace(self, table=table)
+
 
 def read_runs(
     source: Any,
@@ -274,7 +281,7 @@ def evaluate(table: pa.Table, expression: str) -> np.ndarray:
         raise ValueError(f"{expression!r} compares a number with text") from None
 
 
-def write_runs(runs: Runs | pa.Table | Mapping[str, Sequence[Any]], path: Any) -> None:
+def write_runs(runs: Runs | pa.Table | Mapping[str, Any], path: Any) -> None:
     """Writes a runs table to .parquet or .csv, by its suffix.
 
     In CSV floats stand as their shortest exact form, so they read back bit for bit and the same
@@ -284,7 +291,7 @@ def write_runs(runs: Runs | pa.Table | Mapping[str, Sequence[Any]], path: Any) -
     write_table(table, path)
 
 
-def write_curves(curves: pa.Table | Mapping[str, Sequence[Any]], path: Any) -> None:
+def write_curves(curves: pa.Table | Mapping[str, Any], path: Any) -> None:
     """Writes loss curves (run_id, step, tokens, flops, loss) to .parquet or .csv."""
     table = _load(curves)
     if missing := [name for name in CURVES if name not in table.column_names]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from scaling.envelope import Frontier, fit_envelope
 from scaling.fit import Fit, fit
-from scaling.isoflop import fit_isoflop
+from scaling.isoflop import bias, fit_isoflop
 from scaling.runs import Runs
 
 HEADLINE = "chinchilla"
@@ -64,6 +64,7 @@ class Study:
       fits: final fits, on all runs, by law.
       frontiers: "envelope" and "isoflop", where the runs allow them.
       exponents: the exponent a of N* = G C^a by approach and FLOP convention.
+      isoflop_bias: see `scaling.isoflop.bias`; None where it cannot be said.
       warnings: in plain words.
     """
 
@@ -76,6 +77,7 @@ class Study:
     fits: dict[str, Fit]
     frontiers: dict[str, Frontier]
     exponents: tuple[dict[str, Any], ...]
+    isoflop_bias: dict[str, float] | None
     warnings: tuple[str, ...]
 
     @property
@@ -105,6 +107,7 @@ class Study:
             },
             "approaches": {name: f.to_json() for name, f in self.frontiers.items()},
             "exponents": list(self.exponents),
+            "isoflop_bias": self.isoflop_bias,
             "warnings": list(self.warnings),
         }
 
@@ -201,6 +204,12 @@ def study(
             warnings.append(str(error))
     for texts in [f.warnings for f in fits.values()] + [f.warnings for f in frontiers.values()]:
         warnings.extend(texts)
+    estimated = None
+    if "isoflop" in frontiers and "chinchilla" in fits:
+        try:
+            estimated = bias(runs, fits["chinchilla"])
+        except ValueError as error:
+            warnings.append(f"the bias of approach 2 cannot be estimated: {error}")
     result = Study(
         runs=runs,
         curves=curves,
@@ -211,6 +220,7 @@ def study(
         fits=fits,
         frontiers=frontiers,
         exponents=tuple(_exponents(runs, fits, frontiers, small)),
+        isoflop_bias=estimated,
         warnings=(),
     )
     warnings.extend(_cautions(result))
@@ -372,11 +382,8 @@ def _exponents(
         others.append(("6ND without embeddings", "params_no_embed"))
     for convention, column in others:
         size, tokens = runs[column], runs["tokens"]
-        recounted = {"params": size, "flops": 6 * size * tokens}
-        table = runs.table
-        for name, values in recounted.items():
-            table = table.set_column(table.column_names.index(name), name, pa.array(values))
-        again = replace(runs, table=table, flops_convention=convention)
+        recounted = runs.with_columns(params=size, flops=6 * size * tokens)
+        again = replace(recounted, flops_convention=convention)
         for name, run in (
             ("approach 1, envelope", lambda r: (fit_envelope(r).parameters["a"], None)),
             ("approach 2, isoflop", lambda r: (fit_isoflop(r).parameters["a"], None)),
@@ -404,6 +411,13 @@ def _cautions(result: Study) -> list[str]:
         and min(done.parameters["alpha"], done.parameters["beta"]) < 0.15
     ):
         said.append("an exponent is below 0.15: extrapolations far beyond these runs are uncertain")
+    if result.isoflop_bias and abs(result.isoflop_bias["params"]) > 0.05:
+        told = result.isoflop_bias
+        said.append(
+            "isoflop: from noise-free runs of Chinchilla's fitted law, at these sizes and budgets, "
+            f"it would find a {told['a']:+.3f} off, and N* at ten times the largest budget "
+            f"{told['params']:+.0%} off"
+        )
     values = [row["a"] for row in result.exponents]
     if values and max(values) - min(values) > 0.1:
         said.append(

@@ -159,24 +159,6 @@ def test_the_bootstrap_of_the_chinchilla_data_has_the_published_spread(published
         assert fitted.intervals[name] == pytest.approx(span, rel=0.08)
 
 
-def test_units_rescale_the_coefficients_and_nothing_else(synthetic):
-    columns = synthetic()
-    scaled = columns | {
-        "params": np.asarray(columns["params"]) / 1e6,
-        "tokens": np.asarray(columns["tokens"]) / 1e9,
-    }
-    one, two = fit(read_runs(columns)), fit(read_runs(scaled))
-    a, b = one.parameters, two.parameters
-    for name in ("E", "alpha", "beta"):
-        assert b[name] == pytest.approx(a[name], rel=1e-6)
-    assert b["A"] == pytest.approx(a["A"] / 1e6 ** a["alpha"], rel=1e-5)
-    assert b["B"] == pytest.approx(a["B"] / 1e9 ** a["beta"], rel=1e-5)
-    here = one.predict(params=1e8, tokens=1e10).loss
-    assert two.predict(params=1e2, tokens=1e1).loss == pytest.approx(here, rel=1e-6)
-    best, same = one.optimal(1e16), two.optimal(1e16)
-    assert same.params * 1e6 == pytest.approx(best.params, rel=1e-6)
-
-
 def test_shuffled_rows_give_the_same_fit_to_the_bit(synthetic):
     columns = synthetic()
     order = np.random.default_rng(1).permutation(len(columns["loss"]))

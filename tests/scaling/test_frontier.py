@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from scaling.envelope import fit_envelope, lower_hull
-from scaling.isoflop import fit_isoflop
+from scaling.fit import fit
+from scaling.isoflop import bias, fit_isoflop
 from scaling.runs import read_runs
 
 A, B, E, ALPHA, BETA = 400.0, 2000.0, 1.8, 0.34, 0.36
@@ -75,6 +76,17 @@ def test_a_curve_through_all_points_is_not_bent_by_a_lopsided_grid():
     runs = read_runs(grid([1e19, 1.2e19], sizes))
     stiff, free = (fit_isoflop(runs, method=method).params for method in ("parabola", "akima"))
     assert np.abs(np.log(free[0] / theory(1e19))) < 0.05 < np.abs(np.log(stiff[0] / theory(1e19)))
+
+
+def test_the_bias_of_parabolas_is_what_noise_free_runs_show_of_it():
+    table = grid(np.geomspace(1e18, 1e21, 5), theory(3e19) * np.geomspace(0.02, 20, 12))
+    runs = read_runs(table)
+    told = bias(runs, fit(runs, "chinchilla"))
+    found = fit_isoflop(runs).parameters  # these runs have no noise: it is all bias
+    assert told["a"] == pytest.approx(found["a"] - BETA / (ALPHA + BETA), abs=1e-4)
+    far = found["params_coefficient"] * 1e22 ** found["a"]
+    assert told["params"] == pytest.approx(far / theory(1e22) - 1, abs=1e-3)
+    assert abs(told["params"]) > 0.02
 
 
 def test_akima_says_that_it_wants_a_grid():
