@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from scaling.exports import is_curves, last_values, read_events, unfold_chart
+
 # Column -> what it holds. Only params, tokens and loss must be there; others are kept as they come.
 SCHEMA = {
     "run_id": "name of the run",
@@ -121,8 +123,9 @@ def read_runs(
     """Reads anybody's results into the schema.
 
     Args:
-      source: path of a .csv, .parquet or .jsonl file; or a pyarrow Table, a DataFrame, or a mapping
-        from column names to values.
+      source: path of a .csv, .parquet or .jsonl file, of a chart's CSV from Weights & Biases or of
+        a folder with TensorBoard's event files; or a pyarrow Table, a DataFrame, or a mapping from
+        column names to values.
       params: the column that holds N; `params_no_embed` is taken if it is absent.
       tokens: the column that holds D.
       loss: the column that holds the loss, nats per token.
@@ -141,6 +144,8 @@ def read_runs(
     if duplicates not in ("best", "keep"):
         raise ValueError(f"duplicates: wanted 'best' or 'keep', got {duplicates!r}")
     table, warnings = _load(source), []
+    if is_curves(table) and "step" not in needs:
+        table = last_values(table)
     there = table.column_names
     if params == "params" and params not in there and "params_no_embed" in there:
         params = "params_no_embed"
@@ -364,7 +369,7 @@ def _load_file(path: str) -> pa.Table:
     if not file.exists():
         raise FileNotFoundError(f"no file {path}: wanted a .csv, .parquet or .jsonl of runs")
     if file.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: wanted a .csv, .parquet or .jsonl of runs")
+        return read_events(path)
     kind = file.suffix.lower()
     if kind not in (".csv", ".tsv", ".parquet", ".jsonl"):
         raise ValueError(
@@ -378,10 +383,9 @@ def _load_file(path: str) -> pa.Table:
             return pyarrow.parquet.read_table(pa.BufferReader(data))
         if kind == ".jsonl":
             return _load_jsonl(data.decode(), path)
-        return pyarrow.csv.read_csv(
-            pa.BufferReader(data),
-            parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ","),
-        )
+        delimiter = "\t" if kind == ".tsv" else ","
+        options = pyarrow.csv.ParseOptions(delimiter=delimiter)
+        return unfold_chart(pyarrow.csv.read_csv(pa.BufferReader(data), parse_options=options))
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"{path} is not readable as {kind[1:]}: {str(error).splitlines()[0]}"
