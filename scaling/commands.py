@@ -292,8 +292,7 @@ def optimal_file(path: str, options: OptimalOptions) -> list[str]:
         for part in ("params", "tokens", "loss", "flops"):
             value, span = getattr(best, part), best.intervals.get(part)
             show = (lambda v: f"{v:.4f}") if part == "loss" else quantity
-            given = part == "flops" and best.inference_flops == 0
-            told = f"  [{show(span[0])}, {show(span[1])}]" if span and not given else ""
+            told = f"  [{show(span[0])}, {show(span[1])}]" if span else ""
             lines.append(f"  {part:<7}{show(value)}{told}")
         if best.inference_flops:
             lines.append(f"  and {best.inference_flops:.3g} FLOPs of inference")

@@ -157,7 +157,9 @@ class Fit:
 
         spans = {}
         if interval is not None:
-            for name, values in best(self._drawn()).items():
+            drawn = best(self._drawn())
+            fixed = () if inference_tokens else ("flops", "inference_flops")
+            for name, values in ((n, v) for n, v in drawn.items() if n not in fixed):
                 low, high = _quantiles(values, interval)
                 spans[name] = (low.reshape(budget.shape)[()], high.reshape(budget.shape)[()])
         found = best(self.parameters).items()
@@ -262,45 +264,26 @@ def fit(
     """
     law = _law(law)
     fixed = dict(fix or {})
-    if unknown := [name for name in fixed if name not in law.names]:
-        raise ValueError(
-            f"{law.name} has no parameter {unknown[0]!r} to fix: it has {', '.join(law.names)}"
-        )
-    if missing := [name for name in law.given if name not in fixed]:
-        raise ValueError(
-            f"{law.name} wants {missing[0]} fixed, as in --fix {missing[0]}=1.8"
-            f" or fix={{{missing[0]!r}: 1.8}}"
-        )
-    if loss not in ("huber", "l1", "mse"):
-        raise ValueError(f"loss: wanted huber, l1 or mse, got {loss!r}")
-    if loss == "huber" and not delta > 0:
-        raise ValueError(f"delta: wanted a positive number, got {delta}")
-    for column in filter(None, (params if "params" in law.columns else None, group)):
-        if column not in runs:
-            raise ValueError(
-                f"no column {column!r}: the table has {', '.join(runs.table.column_names)}"
-            )
+    _check(runs, law, fixed, loss, delta, resampling, group, profiles)
     out = np.zeros(len(runs), bool)
     if holdout is not None:
         out = runs.mask(holdout) if isinstance(holdout, str) else np.asarray(holdout, bool)
         if not out.any():
             raise ValueError(f"the holdout {holdout!r} names none of the {len(runs)} runs")
-    if resampling not in RESAMPLING:
-        raise ValueError(f"resampling: wanted {' or '.join(RESAMPLING)}, got {resampling!r}")
-    if group and resampling == "residuals":
-        raise ValueError("resampling residuals has no groups: wanted resampling='cases' with group")
-    train = runs.take(~out)
+    x, train = _columns(law, runs, params), runs.take(~out)
     free = np.array([name not in fixed for name in law.names])
     if len(train) <= free.sum():
         raise ValueError(
             f"{law.name} has {free.sum()} free parameters and needs more runs than that, got "
             f"{len(train)}: add runs or fix parameters"
         )
-    if unknown := [n for n in profiles if n not in law.names or n in fixed]:
-        raise ValueError(f"{law.name} has no free parameter {unknown[0]!r} to profile")
     linear = law.linear if linear is None else linear
     problem = Problem(
-        law=law, x=_columns(law, train, params), target=train[law.target], linear=linear, free=free
+        law=law,
+        x={name: values[~out] for name, values in x.items()},
+        target=train[law.target],
+        linear=linear,
+        free=free,
     )
     path = {"huber": (delta,), "mse": (np.inf,), "l1": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}[loss]
     starts = law.starts(problem.x, problem.target) | {k: np.float64(v) for k, v in fixed.items()}
@@ -349,7 +332,8 @@ def fit(
         warnings=tuple(said),
     )
     if out.any():
-        result = replace(result, holdout=score(result, runs.take(out), params))
+        seen = {name: values[out] for name, values in x.items()}
+        result = replace(result, holdout=_score(result, seen, runs[law.target][out]))
     return result
 
 
@@ -389,10 +373,8 @@ def read_fit(path: str, law: str = "chinchilla") -> Fit:
         ) from None
 
 
-def score(fitted: Fit, runs: Runs, params: str = "params") -> dict[str, Any]:
+def _score(fitted: Fit, x: Mapping[str, np.ndarray], measured: np.ndarray) -> dict[str, Any]:
     """Errors on runs that the fit has not seen: relative to the measured loss; coverage of 95 %."""
-    x = _columns(fitted.law, runs, params)
-    measured = runs[fitted.law.target]
     with_interval = fitted.predict(
         interval=0.95 if fitted.draws else None, noise=bool(fitted.draws), **x
     )
@@ -403,11 +385,47 @@ def score(fitted: Fit, runs: Runs, params: str = "params") -> dict[str, Any]:
         else None
     )
     return {
-        "n_runs": len(runs),
+        "n_runs": len(measured),
         "mean_abs_relative_error": float(np.mean(np.abs(error))),
         "bias": float(np.mean(error)),
         "coverage": inside,
     }
+
+
+def _check(
+    runs: Runs,
+    law: Law,
+    fixed: Mapping[str, float],
+    loss: str,
+    delta: float,
+    resampling: str,
+    group: str | None,
+    profiles: Sequence[str],
+) -> None:
+    """Refuses what cannot be fitted, in one line."""
+    if unknown := [name for name in fixed if name not in law.names]:
+        raise ValueError(
+            f"{law.name} has no parameter {unknown[0]!r} to fix: it has {', '.join(law.names)}"
+        )
+    if missing := [name for name in law.given if name not in fixed]:
+        raise ValueError(
+            f"{law.name} wants {missing[0]} fixed, as in --fix {missing[0]}=1.8"
+            f" or fix={{{missing[0]!r}: 1.8}}"
+        )
+    if loss not in ("huber", "l1", "mse"):
+        raise ValueError(f"loss: wanted huber, l1 or mse, got {loss!r}")
+    if loss == "huber" and not delta > 0:
+        raise ValueError(f"delta: wanted a positive number, got {delta}")
+    if resampling not in RESAMPLING:
+        raise ValueError(f"resampling: wanted {' or '.join(RESAMPLING)}, got {resampling!r}")
+    if group and resampling == "residuals":
+        raise ValueError("resampling residuals has no groups: wanted resampling='cases' with group")
+    if group and group not in runs:
+        raise ValueError(
+            f"no column {group!r} to group by: the table has {', '.join(runs.table.column_names)}"
+        )
+    if unknown := [name for name in profiles if name not in law.names or name in fixed]:
+        raise ValueError(f"{law.name} has no free parameter {unknown[0]!r} to profile")
 
 
 def _law(law: str | Law) -> Law:

@@ -280,7 +280,7 @@ def test_json_holds_plain_numbers_under_the_agreed_names(synthetic):
         ({"fix": {"gamma": 1.0}}, "no parameter 'gamma' to fix"),
         ({"holdout": "flops>1e30"}, "names none of the 35 runs"),
         ({"holdout": "flops>2e12"}, r"5 free parameters and needs more runs than that, got \d"),
-        ({"params": "size"}, "no column 'size'"),
+        ({"params": "size"}, "needs a column 'size'"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_one_line(synthetic, options, wanted):
@@ -289,3 +289,11 @@ def test_what_cannot_be_fitted_is_refused_in_one_line(synthetic, options, wanted
     with pytest.raises(ValueError, match=wanted) as error:
         fit(read_runs(synthetic()), **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_law_of_curves_is_held_out_on_their_ends():
+    x = exact("lr_annealing", TRUTHS["lr_annealing"])
+    runs = read_runs(x, duplicates="keep", needs=("run_id", "step", "learning_rate", "loss"))
+    done = fit(runs, "lr_annealing", holdout="step > 2000", group="run_id", bootstrap=20)
+    assert done.parameters == pytest.approx(TRUTHS["lr_annealing"], rel=1e-4)
+    assert done.holdout["mean_abs_relative_error"] < 1e-5
