@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from experiments.benchmarks.scaling_fit import objective, synthetic
+from scaling.runs import read_runs, write_runs
 
 COMMAND = [sys.executable, "-m", "experiments.benchmarks.train_step", "--quick"]
 
@@ -33,3 +37,37 @@ def test_without_pytorch_it_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip() == "this compares with PyTorch: pip install torch"
+
+
+@pytest.mark.slow
+def test_the_fit_is_timed_against_scipy_at_equal_objectives(tmp_path, process_environment):
+    runs, result = tmp_path / "runs.csv", tmp_path / "result.json"
+    write_runs(read_runs(synthetic()), str(runs))
+    command = [sys.executable, "-m", "experiments.benchmarks.scaling_fit", "--runs", str(runs)]
+    command += ["--starts", "300", "--tried", "3", "--bootstrap", "4", "--refits", "2"]
+    command += ["--rounds", "1", "--json", str(result)]
+    subprocess.run(command, check=True, env=process_environment)
+    told = {done["contender"]: done for done in json.loads(result.read_text())["results"]}
+    ours = told["scaling"]
+    for theirs in (told["scaling, bootstrap"], told["scipy"]):
+        assert theirs["objective"] == pytest.approx(ours["objective"], rel=1e-6)
+    assert told["scipy"]["starts"]["tried"] == 3
+    assert told["scipy"]["parameters"] == pytest.approx(ours["parameters"], rel=1e-2)
+
+
+def test_the_gradient_that_scipy_is_given_is_the_slope_of_the_objective():
+    columns = synthetic(30)
+    logs = [np.log(columns[name]) for name in ("params", "tokens", "loss")]
+    u, weights = np.array([6.0, 7.5, 0.6, 0.34, 0.36]), np.arange(30) % 3
+    _, gradient = objective(u[None], *logs, weights)
+    ahead, _ = objective(u + 1e-6 * np.eye(5), *logs, weights)
+    behind, _ = objective(u - 1e-6 * np.eye(5), *logs, weights)
+    np.testing.assert_allclose(gradient[0], (ahead - behind) / 2e-6, rtol=1e-5)
+
+
+def test_without_a_table_the_fit_is_not_timed(tmp_path):
+    command = [sys.executable, "-m", "experiments.benchmarks.scaling_fit"]
+    missing = str(tmp_path / "nowhere.csv")
+    done = subprocess.run([*command, "--runs", missing], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "nowhere.csv" in done.stderr and "Traceback" not in done.stderr

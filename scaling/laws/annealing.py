@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling.laws.law import FLOOR, Columns, Law, Parameter, centre, grid, power
+from scaling.laws.law import FLOOR, Columns, Law, Parameter, centre, power
 
 MOMENTUM = 0.999  # of the annealing: lambda in Tissue et al. 2024, section 3
 
@@ -52,19 +52,19 @@ def lr_areas(x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _starts(x: Columns, loss: np.ndarray) -> dict[str, np.ndarray]:
-    starts = grid(
-        alpha=(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5),
-        floor=(0.1, 0.4, 0.7, 0.85, 0.95),
-        part=(0.0, 0.03, 0.1, 0.3),  # of what is above E, annealed away at the most
-    )
-    E = starts.pop("floor") * np.min(loss)
-    above = np.median(loss) - E
-    most = max(float(np.max(x["lr_annealed"])), 1e-12)
-    return starts | {
-        "A": above * centre(x["lr_sum"]) ** starts["alpha"],
-        "C": starts.pop("part") * above / most,
-        "E": E,
-    }
+    """Given alpha the law is linear: E, A and C by least squares, kept where they may be."""
+    starts = []
+    for alpha in np.geomspace(0.05, 3.0, 32):
+        terms = [
+            np.ones(len(loss)),
+            np.asarray(x["lr_sum"]) ** -alpha,
+            -np.asarray(x["lr_annealed"]),
+        ]
+        E, A, C = np.linalg.lstsq(np.stack(terms, 1), loss, rcond=None)[0]
+        above = np.median(loss) - max(E, 0.1 * np.min(loss))
+        A = A if A > 0 else abs(above) * centre(x["lr_sum"]) ** alpha
+        starts.append((max(E, 0.1 * np.min(loss)), A, alpha, max(C, 0.0)))
+    return dict(zip(("E", "A", "alpha", "C"), np.array(starts).T, strict=True))
 
 
 LR_ANNEALING = Law(
