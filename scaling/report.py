@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from scaling.fit import Fit
 from scaling.plots import figures, scientific, theme, to_svg
+from scaling.plots.style import PAPER
 from scaling.study import HEADLINE, Study, quantity
+from scaling.tables import draws, exponents, forecasts, laws, objective, optimal, sentence
 
 # What was held fixed and recorded: the questions of Li et al. 2025, "(Mis)Fitting: a survey of
 # scaling laws" (arXiv 2502.18969), that a sweep can answer.
@@ -73,10 +74,12 @@ def render(
         _headline(study),
         _warnings(study),
         _figures(study),
-        _laws(study),
-        _exponents(study),
-        _forecasts(study),
+        optimal(study),
+        laws(study),
+        exponents(study),
+        forecasts(study),
         _checklist(checklist or {}),
+        _fitting(study),
         _dropped(study),
         _provenance(provenance or {}),
     ]
@@ -124,7 +127,7 @@ held-out runs {sum(f.inside for f in study.forecasts[HEADLINE])} of
 def _warnings(study: Study) -> str:
     if not study.warnings:
         return ""
-    items = "".join(f"<li>{escape(_sentence(text))}</li>" for text in study.warnings)
+    items = "".join(f"<li>{escape(sentence(text))}</li>" for text in study.warnings)
     return f"<section class='warnings'><h2>Read with care</h2><ul>{items}</ul></section>"
 
 
@@ -141,106 +144,38 @@ def _figures(study: Study) -> str:
     return f"<section class='grid'>{''.join(out)}</section>"
 
 
-def _laws(study: Study) -> str:
-    blocks = []
-    for done in study.fits.values():
-        rows = "".join(_parameter_row(done, name) for name in done.law.names)
-        blocks.append(
-            f"<h3>{escape(done.law.equation)}</h3><p class='quiet'>{escape(done.law.source)}. "
-            f"{done.n_runs} runs, {_objective(done)}.</p>"
-            "<div class='scroll'><table><thead><tr><th>parameter</th><th>value</th>"
-            f"<th>95 % interval</th></tr></thead><tbody>{rows}</tbody></table></div>"
-            f"<p class='quiet'>{_certificate(done)}</p>"
-        )
-    return (
-        "<section><h2>The laws, fitted to all runs</h2><p>Natural units: loss in nats per token, "
-        "counts in parameters and tokens. Coefficients depend on those units and trade against "
-        "their exponents; exponents and predictions do not.</p>" + "".join(blocks) + "</section>"
-    )
-
-
-def _parameter_row(done: Fit, name: str) -> str:
-    low_high = done.intervals.get(name)
-    span = f"{_number(low_high[0])} to {_number(low_high[1])}" if low_high else "—"
-    mark = (
-        " <span class='lost'>not determined</span>"
-        if name in done.certificate["not_identified"]
-        else ""
-    )
-    value = _number(done.parameters[name])
-    return f"<tr><td>{escape(name)}{mark}</td><td>{value}</td><td>{span}</td></tr>"
-
-
-def _objective(done: Fit) -> str:
-    kind = {
-        "huber": f"Huber loss (delta {done.delta:g})" if done.delta else "",
-        "l1": "absolute",
-        "mse": "squares",
-    }
-    of = "loss" if done.linear else "log loss"
-    return f"sum of {kind[done.loss]} on {of} = {done.objective:.4g}"
-
-
-def _certificate(done: Fit) -> str:
-    c = done.certificate
-    gap = c["runner_up_gap"]
-    next_best = (
-        "no other optimum was found"
-        if gap is None
-        else f"the next optimum is worse by {_percent(gap)}"
-    )
-    bound = f" At a bound: {', '.join(c['at_bound'])}." if c["at_bound"] else ""
-    return (
-        f"Certificate: relative gradient {c['relative_gradient']:.0e}; {c['starts_at_optimum']} of "
-        f"{c['starts']} starts (of {c['screened']} screened) reached this optimum; {next_best}."
-        f"{bound}"
-    )
-
-
-def _exponents(study: Study) -> str:
-    if not study.exponents:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(r['approach'])}</td><td>{escape(r['convention'])}</td><td>{r['a']:.3f}</td>"
-        f"<td>{_span(r['interval'])}</td></tr>"
-        for r in study.exponents
-    )
-    return (
-        "<section><h2>How the best size grows with compute</h2><p>N* = G C<sup>a</sup>, by "
-        "Chinchilla's three approaches, and again under other ways to count FLOPs: the convention "
-        "moves the exponent as much as the physics does, so compare exponents only within one.</p>"
-        "<div class='scroll'><table><thead><tr><th>approach</th><th>FLOPs and N</th><th>a</th>"
-        f"<th>95 % interval</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
-    )
-
-
-def _forecasts(study: Study) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(f.law)}</td><td>{quantity(f.params)}</td><td>{quantity(f.tokens)}</td>"
-        f"<td>{f.predicted:.4f}</td><td>{f.low:.4f} to {f.high:.4f}</td><td>{f.measured:.4f}</td>"
-        f"<td>{100 * f.error:+.2f} %</td><td>{'yes' if f.inside else 'no'}</td></tr>"
-        for forecasts in study.forecasts.values()
-        for f in forecasts
-    )
-    return (
-        "<section><h2>Every held-out run</h2><div class='scroll'><table><thead><tr><th>law</th>"
-        "<th>params</th><th>tokens</th><th>predicted</th><th>95 % interval</th><th>measured</th>"
-        f"<th>error</th><th>inside</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
-    )
-
-
 def _checklist(checklist: Mapping[str, str]) -> str:
-    questions = dict.fromkeys((*checklist, *(() if checklist else QUESTIONS)))
-    rows = "".join(
-        f"<tr><th>{escape(q)}</th><td>"
-        + (escape(checklist[q]) if q in checklist else "<span class='quiet'>not recorded</span>")
-        + "</td></tr>"
-        for q in questions
-    )
+    unknown = "<span class='quiet'>not recorded</span>"
+    rows = {
+        q: escape(checklist[q]) if q in checklist else unknown for q in (*QUESTIONS, *checklist)
+    }
     return (
         "<section><h2>What was held fixed</h2><p class='quiet'>After the checklist of Li et al. "
-        "2025, (Mis)Fitting, arXiv 2502.18969.</p>"
-        f"<table class='list'><tbody>{rows}</tbody></table></section>"
+        f"2025, (Mis)Fitting, arXiv 2502.18969.</p>{_list(rows)}</section>"
+    )
+
+
+def _fitting(study: Study) -> str:
+    """The questions of the same checklist that the analysis answers by itself."""
+    runs, done = study.runs, study.forecast_fits[HEADLINE]
+    k, p = done.cost
+    certificate = done.certificate
+    answers = {
+        "laws": "; ".join(fitted.law.equation for fitted in study.fits.values()),
+        "runs": f"{len(runs)} of {len(set(runs['params'].tolist()))} sizes, each a point of its "
+        "own; what was dropped is listed below",
+        "compute": f"{runs.flops_convention}; a run costs {k:.3g} N^{p:.3g} D",
+        "objective": objective(done),
+        "starting points": f"{certificate['screened']} screened, {certificate['starts']} followed "
+        "to their end",
+        "solver": "damped Newton on exact derivatives, in float64",
+        "intervals": f"percentiles of {draws(study)} refits to resampled runs",
+        "validation": f"held out before any fit: {study.held_why}",
+    }
+    rows = {question: escape(answer) for question, answer in answers.items()}
+    return (
+        "<section><h2>How the laws were fitted</h2><p class='quiet'>The same checklist, of the "
+        f"analysis.</p>{_list(rows)}</section>"
     )
 
 
@@ -257,32 +192,13 @@ def _dropped(study: Study) -> str:
 def _provenance(provenance: Mapping[str, str]) -> str:
     if not provenance:
         return ""
-    rows = "".join(
-        f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in provenance.items()
-    )
-    table = f"<table class='list'><tbody>{rows}</tbody></table>"
-    return f"<section><h2>Where it comes from</h2>{table}</section>"
+    rows = {escape(k): escape(v) for k, v in provenance.items()}
+    return f"<section><h2>Where it comes from</h2>{_list(rows)}</section>"
 
 
-def _sentence(text: str) -> str:
-    first, _, _ = text.partition(" ")
-    start = text if first.endswith(":") else text[:1].upper() + text[1:]  # "kaplan_nd: ..." stays
-    return start + ("" if text.endswith(".") else ".")
-
-
-def _number(value: float) -> str:
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa} &times; 10<sup>{int(exponent)}</sup>"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %" if value < 0.995 else f"{value + 1:.2g} times this"
-
-
-def _span(interval: Any) -> str:
-    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "—"
+def _list(rows: Mapping[str, str]) -> str:
+    body = "".join(f"<tr><th>{name}</th><td>{cell}</td></tr>" for name, cell in rows.items())
+    return f"<table class='list'><tbody>{body}</tbody></table>"
 
 
 def _variable(colour: str) -> str:
@@ -293,8 +209,10 @@ def _variable(colour: str) -> str:
 def _style(study: Study) -> str:
     light = "".join(f"--{_variable(k)}: {k}; " for k in theme(study))
     dark = "".join(f"--{_variable(k)}: {v}; " for k, v in theme(study).items())
+    paper = f"figure {{ --{_variable(PAPER)}: var(--card); }}\n"  # what figures stand on
     return (
-        f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n" + _CSS
+        f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
+        f"{paper}{_CSS}"
     )
 
 
@@ -324,7 +242,6 @@ p { margin: .5rem 0; }
 .verdict { font-weight: 600; }
 .inside { color: var(--good); }
 .outside, .lost { color: var(--accent); }
-.lost { font-size: .85em; }
 .grid { display: grid; gap: 1.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
 figure { margin: 0; min-width: 0; padding: 1rem; }
@@ -332,7 +249,8 @@ figure svg { display: block; width: 100%; height: auto; }
 figure svg text { font-family: system-ui, sans-serif !important; }
 figcaption { margin-top: .7rem; font-size: .9rem; color: var(--quiet); }
 figcaption b { color: var(--ink); }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
+summary { cursor: pointer; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
@@ -343,5 +261,6 @@ thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
 .list td { overflow-wrap: anywhere; }
 ul { margin: .4rem 0; padding-left: 1.2rem; }
 @media (max-width: 500px) { main { padding: 1.2rem .9rem 3rem; } .number { font-size: 1.8rem; }
-  figure { padding: .6rem; } .list th { width: 7.5rem; } }
+  figure { padding: .6rem; } .list th { width: 7.5rem; }
+  .scroll :is(th, td) { padding-right: .6rem; font-size: .85rem; white-space: normal; } }
 """

@@ -2,15 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from scaling.plots import figures, to_svg
+from scaling.plots.laws import exponents, ridge
 from scaling.report import QUESTIONS, _checklist, write_report
 from scaling.runs import read_runs
-from scaling.study import _comparable, _hold_out, study, unbeaten
+from scaling.study import _comparable, _hold_out, quantity, study, unbeaten
+from scaling.tables import laws, optimal
 
 
 def curves_of(columns):
@@ -170,19 +174,108 @@ def test_ids_are_unique_on_the_page(page):
     assert len(ids) == len(set(ids))
 
 
-def test_the_report_has_a_figure_and_a_caption_for_each_law(page, done):
-    made = figures(done)
-    assert {"forecast", "curves", "kaplan_n", "kaplan_d", "isoflop", "envelope"} <= set(made)
-    assert {"allocation", "residuals", "exponents"} <= set(made)
+FITTED = {"kaplan_n", "kaplan_d", "contours", "predictions", "exponents", "ridge"}
+
+
+@pytest.fixture(scope="module")
+def made(done):
+    return {name: figure for name, (figure, _) in figures(done).items()}
+
+
+def refitted(done, **changes):
+    """The study, with its final Chinchilla fit changed."""
+    return replace(
+        done, fits=done.fits | {"chinchilla": replace(done.fits["chinchilla"], **changes)}
+    )
+
+
+def test_the_report_has_a_figure_and_a_caption_for_each_law(page, made):
+    assert set(made) == FITTED | {
+        *("forecast", "curves", "isoflop", "envelope", "allocation", "residuals")
+    }
     assert page.count("<figure>") == page.count("<svg ") == page.count("<figcaption>") == len(made)
 
 
-def test_figures_are_the_same_to_the_byte(done):
-    one, two = (to_svg(figures(done)["forecast"][0]) for _ in range(2))
-    assert one == two
-    assert "viewBox" in one and "<dc:date>" not in one
+def test_a_figure_is_left_out_where_its_fit_is_missing(done):
+    assert set(figures(replace(done, fits={}, frontiers={}))) == {"forecast", "curves", "residuals"}
+    undrawn = set(figures(refitted(done, draws={}, intervals={})))
+    assert {"contours", "predictions"} <= undrawn and not {"exponents", "ridge"} & undrawn
 
 
-def test_a_table_of_someone_else_says_what_was_not_recorded():
+def test_figures_are_the_same_to_the_byte(done, made):
+    again = {name: to_svg(figure) for name, (figure, _) in figures(done).items()}
+    assert again == {name: to_svg(figure) for name, figure in made.items()}
+    assert all("viewBox" in svg and "<dc:date>" not in svg for svg in again.values())
+
+
+def test_figures_are_small_however_many_the_draws(done, made):
+    draws = {k: np.tile(v, 100) for k, v in done.fits["chinchilla"].draws.items()}
+    crowded = refitted(done, draws=draws)
+    for figure in (*made.values(), exponents(crowded), ridge(crowded)):
+        assert len(to_svg(figure)) < 100_000
+
+
+def test_the_frontier_over_the_contours_is_the_optimum(done, made):
+    axes = made["contours"].axes[0]
+    line = next(line for line in axes.lines if line.get_label() == "frontier")
+    flops, params = line.get_data()
+    assert params == pytest.approx(done.fits["chinchilla"].optimal(flops).params)
+
+
+def test_the_leftmost_point_of_a_contour_is_on_the_frontier(done, made):
+    from matplotlib.contour import QuadContourSet
+
+    axes, fit = made["contours"].axes[0], done.fits["chinchilla"]
+    drawn = next(c for c in axes.collections if isinstance(c, QuadContourSet))
+    left, right = axes.get_xlim()
+    levels = 0
+    for level, path in zip(drawn.levels, drawn.get_paths(), strict=True):
+        flops = path.vertices[:, 0].min()
+        if 1.05 * left < flops < right / 1.05:
+            assert fit.optimal(flops).loss == pytest.approx(level, rel=2e-3)
+            levels += 1
+    assert levels >= 3
+
+
+def test_predictions_go_a_hundred_times_beyond_the_runs(done, made):
+    axes, largest = made["predictions"].axes[0], done.runs["flops"].max()
+    ends = [max(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "--"]
+    assert ends == [pytest.approx(100 * largest)]
+
+
+def test_what_is_not_determined_is_no_value(done):
+    fit = done.fits["chinchilla"]
+    value = f"<td>{fit.parameters['E']:.4g}</td>"
+    lost = refitted(
+        done,
+        certificate=fit.certificate | {"not_identified": ["E"]},
+        warnings=("chinchilla: these runs do not determine E",),
+    )
+    assert value in laws(done) and "not determined" not in laws(done).split("E + A")[1]
+    told = laws(lost).split("E + A")[1]
+    assert value not in told and "not determined" in told
+    assert "<table class='quiet'>" in told and "runs do not determine E." in told
+    assert "runs do not determine E." in optimal(lost)
+
+
+def test_the_table_of_budgets_is_what_the_json_holds(page, done):
+    budgets = done.fits["chinchilla"].to_json()["optimal"]
+    assert len(budgets) == 3
+    for row in budgets:
+        low, high = row["intervals"]["params"]
+        assert f"{quantity(row['params'])}<br>" in page and f"{row['loss']:.3f}<br>" in page
+        assert f"{quantity(low)} to {quantity(high)}" in page
+
+
+def test_what_nobody_recorded_is_shown_as_such():
     assert _checklist({}).count("not recorded") == len(QUESTIONS)
-    assert "not recorded" not in _checklist({"seeds": "one"})
+    some = _checklist({"seeds": "one", "weather": "fine"})
+    assert some.count("not recorded") == len(QUESTIONS) - 1
+    assert "weather" in some
+
+
+def test_the_report_says_how_the_laws_were_fitted(page, done):
+    assert "How the laws were fitted" in page
+    assert "Huber loss (delta 0.001) on log loss" in page
+    assert "percentiles of 32 refits" in page
+    assert page.count(escape(done.held_why)) == 2
