@@ -4,8 +4,10 @@
 the report. Models of 6.6 to 793 thousand non-embedding parameters read bytes.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Mapping, Sequence
 
 from experiments import gpt as experiment
 from lineage_jax.data.packing import Batches
@@ -42,48 +44,86 @@ def laptop() -> Sweep:
     """
     text = load_text(TextData(seq_len=SEQ_LEN, batch_size=BATCH_SIZE))
     optimizer = OptimizerConfig(schedule="wsd", warmup_steps=20)
-    sizes = tuple(size(text, layers, width, optimizer) for layers, width in SHAPES)
+    configs = {
+        (layers, width): gpt.GPTConfig(
+            num_layers=layers,
+            embed_dim=width,
+            num_heads=max(1, width // 16),
+            head_dim=16,
+            vocab_size=text.vocab_size,
+            max_len=SEQ_LEN,
+        )
+        for layers, width in SHAPES
+    }
+    sizes = [
+        size(
+            config,
+            optimizer,
+            budgets=budgets(flops.gpt(config, SEQ_LEN).train(), *SHAPES[shape]),
+            learning_rate=0.25 / config.embed_dim,  # rates fall about as 1 / width
+        )
+        for shape, config in configs.items()
+    ]
+    told = facts(text, optimizer, list(configs.values()), tuned_at="second", eval_batches=64)
+    return text_sweep("laptop", text, sizes, optimizer, tune_budget=1, eval_batches=64, facts=told)
+
+
+def text_sweep(
+    name: str,
+    text: TextDataset,
+    sizes: Sequence[Size],
+    optimizer: OptimizerConfig,
+    *,
+    tune_budget: int,
+    eval_batches: int,
+    facts: Mapping[str, str],
+) -> Sweep:
+    """A sweep of models that learn one text and are measured on its held-out documents."""
+    train = text.train
     return Sweep(
-        name="laptop",
-        sizes=sizes,
-        train=text.train,
+        name=name,
+        sizes=tuple(sizes),
+        train=train,
         # Held-out rows in an order of their own, so that the first few come from all documents.
         heldout=Batches(
-            text.heldout.stream, batch_size=BATCH_SIZE, seq_len=SEQ_LEN, seed=1, shuffle=True
+            text.heldout.stream,
+            batch_size=train.batch_size,
+            seq_len=train.seq_len,
+            seed=1,
+            shuffle=True,
         ),
-        eval_batches=64,
+        eval_batches=eval_batches,
         bytes_per_token=text.bytes_per_token,
         optimizer=optimizer,
-        tune_budget=1,
-        facts=facts(text, optimizer),
+        tune_budget=tune_budget,
+        facts=facts,
     )
 
 
-def size(text: TextDataset, layers: int, width: int, optimizer: OptimizerConfig) -> Size:
-    """One model of the sweep."""
-    config = gpt.GPTConfig(
-        num_layers=layers,
-        embed_dim=width,
-        num_heads=max(1, width // 16),
-        head_dim=16,
-        vocab_size=text.vocab_size,
-        max_len=SEQ_LEN,
-        init_std=math.sqrt(2 / (5 * width)),  # Nguyen and Salazar 2019, section 3.2
-    )
+def size(
+    config: gpt.GPTConfig,
+    optimizer: OptimizerConfig,
+    *,
+    budgets: tuple[int, ...],
+    learning_rate: float,
+) -> Size:
+    """One GPT of a sweep on rows of `max_len` tokens; `learning_rate` is where tuning starts."""
+    width, seq_len = config.embed_dim, config.max_len
+    # Nguyen and Salazar 2019, section 3.2
+    config = dataclasses.replace(config, init_std=math.sqrt(2 / (5 * width)))
     model, count = gpt.GPT(config), gpt.num_params(config)
-    flops_per_token = flops.gpt(config, SEQ_LEN).train()
     return Size(
-        name=f"{layers}x{width}",
+        name=f"{config.num_layers}x{width}",
         init=functools.partial(experiment.init, model),
         loss_fn=experiment.loss_fn(model, train=True),
         eval_loss_fn=experiment.loss_fn(model, train=False),
         tx=adamw(optimizer),
         params=count["total"],
         params_no_embed=count["non_embedding"],
-        flops_per_token=flops_per_token,
-        budgets=budgets(flops_per_token, *SHAPES[layers, width]),
-        learning_rate=0.25 / width,  # where tuning starts: rates fall about as 1 / width
-        shape={"num_layers": layers, "embed_dim": width, "seq_len": SEQ_LEN},
+        flops_per_token=flops.gpt(config, seq_len).train(),
+        budgets=budgets,
+        learning_rate=learning_rate,
+        shape={"num_layers": config.num_layers, "embed_dim": width, "seq_len": seq_len},
     )
 
 
@@ -93,31 +133,40 @@ def budgets(flops_per_token: int, first: float, last: float) -> tuple[int, ...]:
     return tuple(round(c / chunk) * CHUNK for c in FLOPS if 0.9 * first < c < 1.1 * last)
 
 
-def facts(text: TextDataset, optimizer: OptimizerConfig) -> dict[str, str]:
+def facts(
+    text: TextDataset,
+    optimizer: OptimizerConfig,
+    configs: Sequence[gpt.GPTConfig],
+    *,
+    tuned_at: str,
+    eval_batches: int,
+) -> dict[str, str]:
     """What was held fixed: the checklist of Li et al. 2025 (arXiv 2502.18969)."""
-    told = text.provenance()
+    told, train = text.provenance(), text.train
+    heads = sorted({c.head_dim or c.embed_dim // c.num_heads for c in configs})
     return {
         "data": f"{text.name}: the topics of pydoc_data and the standard library's modules, "
         f"{told['train']['tokens']:,} training tokens, digest {text.digest[:16]}",
         "tokenizer": "bytes, and one id for the end of a document",
         "held-out loss": f"{told['heldout']['documents']} documents kept from training, the same "
-        f"{64 * BATCH_SIZE * SEQ_LEN:,} tokens of them for every run",
-        "architecture": "GPT-2: pre-norm decoder, learned positions, tied embeddings, heads of 16",
-        "shape of the sizes": ", ".join(f"{layers} x {width}" for layers, width in SHAPES)
+        f"{eval_batches * train.tokens_per_batch:,} tokens of them for every run",
+        "architecture": "GPT-2: pre-norm decoder, learned positions, tied embeddings, heads of "
+        + ", ".join(map(str, heads)),
+        "shape of the sizes": ", ".join(f"{c.num_layers} x {c.embed_dim}" for c in configs)
         + " (layers x width)",
         "parameter count": "with embeddings for Chinchilla's law, without for Kaplan's",
         "FLOP count": "2 per weight and token in the blocks and the head, causal attention, "
         "forward and backward; norms and look-ups left out",
         "optimiser": f"AdamW, betas {optimizer.b1} and {optimizer.b2}, weight decay "
         f"{optimizer.weight_decay} on matrices, gradients clipped at {optimizer.max_grad_norm}",
-        "learning rate": "tuned per size in factors of two, at its second budget, until the best "
-        "has a worse neighbour on either side",
+        "learning rate": f"tuned per size in factors of two, at its {tuned_at} budget, until the "
+        "best has a worse neighbour on either side",
         "schedule": f"warm-up, constant, and a linear cool-down to zero over the last "
         f"{optimizer.decay_fraction:.0%} of each budget, from one trunk per trial",
         "warm-up": f"{optimizer.warmup_steps} steps, whatever the budget",
-        "batch size": f"{BATCH_SIZE} x {SEQ_LEN} tokens for every size",
+        "batch size": f"{train.batch_size} x {train.seq_len} tokens for every size",
         "initialisation": "normal, variance 2 / (5 width), residual projections / sqrt(2 layers)",
-        "precision": "float32",
+        "precision": configs[0].dtype,
         "seeds": "one",
         "end points": "after each cool-down, on held-out text",
     }

@@ -6,6 +6,7 @@ wait until a command needs them, so that `lineage --help` answers at once.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import logging
@@ -28,6 +29,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage show gpt                  one milestone: its paper, its parents, its files
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
   lineage sweep laptop              train many sizes, fit the scaling laws, write a report
+  lineage plan-sweep --flops-min 1e15 --flops-max 1e18   a sweep of yours: sizes, time, cost
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
   lineage optimal FIT.json --flops 1e21   the best model and tokens for some compute
 
@@ -85,6 +87,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "show": show,
         "train": train,
         "sweep": sweep,
+        "plan-sweep": plan_sweep,
         "fit": fit,
         "optimal": optimal,
     }
@@ -251,17 +254,23 @@ def take_option(arguments: list[str], flag: str, default: str) -> str:
 
 
 def sweep(arguments: Sequence[str]) -> None:
-    """`lineage sweep NAME`: a sweep, its fits and its report."""
+    """`lineage sweep NAME` or `lineage sweep PLAN.json`: a sweep, its fits and its report."""
     from experiments.laptop import SWEEPS
+    from experiments.planned import planned, repetition
 
     if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"wanted `lineage sweep NAME`, NAME one of {', '.join(SWEEPS)}")
+        raise UsageError(
+            f"wanted `lineage sweep NAME`, NAME one of {', '.join(SWEEPS)}, or a plan's PLAN.json"
+        )
     name = arguments[0]
-    spec = pick("sweep", name, SWEEPS)
+    if name.endswith(".json"):
+        spec: Callable[[], Any] = functools.partial(planned, name)
+    else:
+        spec = pick("sweep", name, SWEEPS, hint="or name a plan, PLAN.json")
 
     @dataclasses.dataclass(frozen=True)
     class Options:
-        dir: str = os.path.join("sweeps", name)
+        dir: str = os.path.join("sweeps", pathlib.Path(name).stem)
         """Where the sweep is written. On a folder that machines share, the same command on each
         of them shares the work."""
         workers: int | None = None
@@ -283,6 +292,8 @@ def sweep(arguments: Sequence[str]) -> None:
 
     with compilation_cache(), Progress() as progress:
         plan, num_workers = spec(), chosen.workers or default_workers()
+        if repeated := repetition(plan):
+            progress.say(f"warning: {repeated}")
         if num_workers > 1:
             sweeps.Folder(pathlib.Path(chosen.dir), plan)  # refuses another sweep's folder at once
             share(spec, chosen.dir, progress, num_workers=num_workers)
@@ -291,6 +302,19 @@ def sweep(arguments: Sequence[str]) -> None:
             sweeps.run(plan, chosen.dir, mesh, progress)
         lines = publish(plan, chosen.dir, bootstrap=chosen.bootstrap)
     print("\n".join(lines))
+
+
+def plan_sweep(arguments: Sequence[str]) -> None:
+    """`lineage plan-sweep --flops-min C --flops-max C`: a sweep's grid, its time and its cost."""
+    import tyro
+    from rich.console import Console
+
+    from scaling.plan import PlanOptions, plan_file
+
+    chosen = options(PlanOptions, tyro.MISSING_NONPROP, arguments, "lineage plan-sweep")
+    console = Console(highlight=False, markup=False)
+    for part in plan_file(chosen):
+        console.print(part)
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -312,7 +336,7 @@ def optimal(arguments: Sequence[str]) -> None:
     from scaling.commands import OptimalOptions, optimal_file
 
     program = f"lineage optimal {arguments[0]}"
-    chosen = options(OptimalOptions, tyro.MISSING, arguments[1:], program)
+    chosen = options(OptimalOptions, tyro.MISSING_NONPROP, arguments[1:], program)
     print("\n".join(optimal_file(arguments[0], chosen)))
 
 

@@ -289,3 +289,57 @@ def test_runs_that_are_not_there_are_an_io_error(capsys):
 def test_debug_shows_where_an_error_came_from(capsys):
     _, _, err = run(capsys, "show", "gtp", "--debug")
     assert "Traceback" in err
+
+
+def test_a_sweep_is_planned_with_tables_assumptions_and_json(capsys, tmp_path):
+    grid = "--flops-min 1e15 --flops-max 1e16 --budgets 3 --sizes 4".split()  # noqa: SIM905
+    code, out, _ = run(capsys, "plan-sweep", *grid, "--hardware", "h200", "--price", "3")
+    assert code == 0
+    for said in ("4 x 256", "6ND", "12 runs", "1 x h200", "at 3 a chip hour", "0.4 MFU", "20 N"):
+        assert said in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+    import json
+
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert sum(len(size["runs"]) for size in told["sizes"]) == told["totals"]["runs"] == 12
+
+
+def test_a_plan_with_a_fit_says_which_run_to_add(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(n, d, loss * np.exp(0.01 * rng.standard_normal())) for n, d, loss in chinchilla_rows()]
+    runs_csv(tmp_path / "mine.csv", rows)
+    assert run(capsys, "fit", "mine.csv", "--law", "chinchilla", "--bootstrap", "100")[0] == 0
+    grid = "--flops-min 1e19 --flops-max 1e20 --budgets 2 --fit mine-fit.json".split()  # noqa: SIM905
+    code, out, _ = run(capsys, "plan-sweep", *grid, "--target", "1e24", "--json", "next.json")
+    assert code == 0
+    assert "by chinchilla of mine-fit.json" in " ".join(out.split())
+    assert "95 % interval" in " ".join(out.split())
+    import json
+
+    ranked = json.loads((tmp_path / "next.json").read_text())["next"]
+    assert ranked[0]["after"] < ranked[0]["now"]
+    assert ranked[0]["gain"] == max(row["gain"] for row in ranked)
+    line = refused(capsys, "plan-sweep", *grid[:-1], "mine.csv")
+    assert "mine.csv is not a fit" in line
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["plan-swep"], "did you mean plan-sweep"),
+        (["plan-sweep"], "--flops-min"),
+        (["plan-sweep", "--flops-min", "1e18", "--flops-max", "1e15"], "--flops-min < --flops-max"),
+        (
+            ["plan-sweep", "--flops-min", "1e15", "--flops-max", "1e18", "--hardware", "h20"],
+            "did you mean h200",
+        ),
+        (["sweep", "edited.json"], "edited.json is not a plan: wanted the JSON"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_or_read_says_why(capsys, tmp_path, arguments, told):
+    (tmp_path / "edited.json").write_text('{"plan": "mine"}')
+    assert told in refused(capsys, *arguments)
+
+
+def test_a_plan_that_is_not_there_is_an_io_error(capsys):
+    assert "nowhere.json" in refused(capsys, "sweep", "nowhere.json", code=1)
