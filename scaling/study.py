@@ -242,7 +242,7 @@ def unbeaten(runs: Runs, column: str) -> np.ndarray:
     return keep
 
 
-def quantity(value: float) -> str:
+def quantity(value: int | float) -> str:
     """A count for people: 12.3k, 4.56M, 7.8B; powers of ten from 1e15."""
     if abs(value) >= 1e15:
         return f"{value:.2g}"

@@ -63,6 +63,7 @@ def with_failures(columns):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [shuffled, duplicated, integers, with_failures])
 @pytest.mark.parametrize("law", RESCALED)
 def test_what_carries_no_information_changes_nothing(columns, plain, law, change):
@@ -71,6 +72,7 @@ def test_what_carries_no_information_changes_nothing(columns, plain, law, change
     assert changed.parameters == pytest.approx(plain(law).parameters, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", RESCALED)
 def test_units_rescale_what_has_units_and_nothing_else(columns, plain, law):
     n, d = 1e6, 1e9

@@ -16,7 +16,6 @@ from lineage_jax.train.progress import Progress
 from scaling import flops
 from scaling.fit import fit
 from scaling.plan import (
-    SHORTEST,
     PlanOptions,
     expected_optimum,
     ladder,
@@ -27,6 +26,7 @@ from scaling.plan import (
     remaining_variance,
     trained_steps,
 )
+from scaling.plan.grid import SHORTEST
 from scaling.runs import read_runs
 
 OPTIONS = PlanOptions(flops_min=1e15, flops_max=1e18, hardware="h200", price=2.0, chips=4)
@@ -316,7 +316,7 @@ def test_a_tiny_plan_is_trained_as_it_counts(tmp_path, monkeypatch):
         return advance(self, states, rates, start, stop, tick)
 
     monkeypatch.setattr(sweeps.Program, "advance", counted)
-    monkeypatch.setattr("scaling.plan.SHORTEST", 8)  # steps, for a test's sake
+    monkeypatch.setattr("scaling.plan.grid.SHORTEST", 8)  # steps, for a test's sake
     written = str(tmp_path / "plan.json")
     small = {"flops_min": 1e9, "flops_max": 1.5e9, "tokens_per_param": 0.3}
     plan_file(dataclasses.replace(TINY, **small, json=written))

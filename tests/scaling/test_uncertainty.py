@@ -19,8 +19,7 @@ def test_a_group_is_resampled_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resampling", RESAMPLING)
-def test_intervals_cover_the_truth_as_often_as_they_say(synthetic, truth, resampling):
+def test_intervals_cover_the_truth_as_often_as_they_say(synthetic, truth):
     """200 data sets: parameters, predictions at and beyond the data, and the best N."""
     x = {"params": np.array([1e5, 3e6, 1e8]), "tokens": np.array([2e6, 6e7, 2e9])}
     budgets = np.array([1e13, 1e16])
@@ -31,8 +30,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say(synthetic, truth, resamp
     best = ratio ** (1 / (truth["alpha"] + truth["beta"])) * (budgets / 6.5) ** a
     covered = {name: [] for name in (*truth, "prediction", "params")}
     for seed in range(SETS):
-        runs = read_runs(synthetic(sizes=9, budgets=8, seed=seed))
-        done = fit(runs, loss="mse", bootstrap=400, resampling=resampling, seed=seed)
+        runs = read_runs(synthetic(sizes=8, budgets=8, seed=seed))
+        done = fit(runs, loss="mse", bootstrap=200, seed=seed)
         for name, value in truth.items():
             covered[name].append(done.intervals[name][0] <= value <= done.intervals[name][1])
         loss = done.predict(**x, interval=0.95)
@@ -41,6 +40,16 @@ def test_intervals_cover_the_truth_as_often_as_they_say(synthetic, truth, resamp
         covered["params"].extend((low <= best) & (best <= high))
     rates = {name: float(np.mean(inside)) for name, inside in covered.items()}
     assert all(0.90 <= rate <= 0.98 for rate in rates.values()), rates
+
+
+def test_drawn_residuals_spread_a_fit_about_as_drawn_cases_do(synthetic):
+    runs = read_runs(synthetic(sizes=8, budgets=8))
+    cases, residuals = (
+        fit(runs, loss="mse", bootstrap=400, resampling=resampling).standard_errors
+        for resampling in RESAMPLING
+    )
+    for name, error in cases.items():
+        assert residuals[name] == pytest.approx(error, rel=0.35)
 
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
