@@ -76,7 +76,7 @@ print(f"{len(runs)} runs; losses from {runs['loss'].min():.3f} to {runs['loss'].
 
 # %%
 is_largest = runs["params"] == runs["params"].max()
-fitted = fit(runs.take(~is_largest), law="chinchilla", bootstrap=200, seed=0)
+fitted = fit(runs.take(~is_largest), law="chinchilla", bootstrap=100, seed=0)
 for name, value in fitted.parameters.items():
     low, high = fitted.intervals[name]
     print(f"{name:>6} = {value:9.4g}   95 % interval {low:9.4g} to {high:9.4g}")
@@ -105,7 +105,7 @@ for name, value in fitted.certificate.items():
 # `lineage sweep` and `lineage fit` do.
 
 # %%
-done = study(runs, bootstrap=200)
+done = study(runs, bootstrap=100)
 print("\n".join(done.lines()))
 
 # %%

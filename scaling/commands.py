@@ -14,7 +14,7 @@ from scaling.isoflop import fit_isoflop
 from scaling.laws import LAWS
 from scaling.report import write_report
 from scaling.runs import Runs, read_runs
-from scaling.study import quantity, study
+from scaling.study import Study, quantity, study
 
 APPROACHES = ("envelope", "isoflop", "hyperparameters")
 COLUMNS = (
@@ -63,7 +63,7 @@ class FitOptions:
     json: str | None = None
     """Where to write the fit as JSON; without it and without --report, RUNS-fit.json."""
     report: str | None = None
-    """Where to write the report; of all laws only."""
+    """Where to write the report of all laws, with --law too; not without sizes and tokens."""
 
 
 def fit_file(path: str, options: FitOptions) -> list[str]:
@@ -83,21 +83,28 @@ def fit_file(path: str, options: FitOptions) -> list[str]:
         raise ValueError(
             f"no law {', '.join(unknown)!r}: there are {', '.join((*LAWS, *APPROACHES))}"
         )
-    if names and options.report:
-        raise ValueError("--report is written for all laws together: leave out --law")
     runs = read_runs(path, where=options.where, **columns, **_reading(names))
+    done: Fit | Frontier | Hyperparameters | Comparison | Study
     if not names:
-        return fit_all(path, runs, options)
-    done: Fit | Frontier | Hyperparameters | Comparison
-    if len(names) > 1:
+        done = every_law(runs, options)
+        lines = done.lines()
+    elif len(names) > 1:
         done, lines = compared(runs, names, options)
     elif names[0] in APPROACHES:
         done, lines = approach(runs, options)
     else:
         done, lines = one_law(runs, names[0], options)
-    out = options.json or default_json(path)
-    write_json(out, done.to_json())
-    return [*lines, f"Written to {out}"]
+    written = []
+    if names or options.json or not options.report:
+        written.append(options.json or default_json(path))
+        write_json(written[-1], done.to_json())
+    if options.report:
+        whole = done if isinstance(done, Study) else every_law(runs, options)
+        name = pathlib.Path(path).name
+        title, provenance = f"Scaling laws of {name}", {"runs": name}
+        write_report(options.report, whole, title=title, provenance=provenance)
+        written.append(options.report)
+    return [*lines, f"Written to {', '.join(written)}"]
 
 
 def _reading(names: list[str]) -> dict[str, Any]:
@@ -193,26 +200,15 @@ def parameter_lines(done: Fit | Frontier | Hyperparameters) -> list[str]:
     return lines
 
 
-def fit_all(path: str, runs: Runs, options: FitOptions) -> list[str]:
+def every_law(runs: Runs, options: FitOptions) -> Study:
     """Every law, with a forecast of the largest run."""
-    done = study(
+    return study(
         runs,
         holdout=options.holdout,
         bootstrap=options.bootstrap,
         group=options.group,
         seed=options.seed,
     )
-    written = []
-    if options.json or not options.report:
-        written.append(options.json or default_json(path))
-        write_json(written[-1], done.to_json())
-    if options.report:
-        written.append(options.report)
-        name = pathlib.Path(path).name
-        write_report(
-            options.report, done, title=f"Scaling laws of {name}", provenance={"runs": name}
-        )
-    return [*done.lines(), f"Written to {', '.join(written)}"]
 
 
 def fit_lines(done: Fit) -> list[str]:

@@ -42,6 +42,14 @@ SCHEMA = {
     "decayed": "whether the learning rate had been decayed",
     "diverged": "whether the run diverged",
 }
+# What others call the columns that a fit reads, in small letters and digits alone.
+ALIASES = {
+    "params": ("n", "nparams", "numparams", "parameters", "numparameters", "totalparams"),
+    "tokens": ("d", "ntokens", "numtokens", "traintokens", "trainingtokens", "tokensseen"),
+    "loss": ("finalloss", "valloss", "validationloss", "evalloss", "heldoutloss", "testloss"),
+    "flops": ("c", "compute", "trainflops", "trainingflops", "totalflops"),
+}
+MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 TEXT = ("run_id", "model", "flops_convention", "schedule")
 POSITIVE = ("params", "tokens", "loss", "unique_tokens")
 CURVES = ("run_id", "step", "tokens", "flops", "loss")
@@ -151,19 +159,10 @@ def read_runs(
         params = "params_no_embed"
         if "params" in needs:
             warnings.append("no column 'params': N is params_no_embed, without embeddings")
-    given = flops if flops in there else None
-    if "flops" in needs and given is None:  # made as 6ND
-        needs = [name for name in needs if name != "flops"] + ["params", "tokens"]
     names = {"params": params, "tokens": tokens, "loss": loss} | columns
-    names |= {role: names.get(role, role) for role in needs}
-    for role, name in names.items():
-        if name not in there and (role in needs or name != role):
-            raise ValueError(
-                f"no column {name!r} for {role}: the table has {', '.join(there)}; "
-                f"name yours with {role}=..."
-            )
-    names = {role: name for role, name in names.items() if name in there}
-    names |= {"flops": given} if given else {}
+    names |= {"flops": flops} if flops else {}
+    names, needs = _find_columns(there, names, needs, warnings)
+    given = names.get("flops")
     table, dropped = _canonical(table, names), []
 
     def keep(good: np.ndarray, reason: str) -> None:
@@ -216,6 +215,34 @@ def read_runs(
         dropped=tuple(dropped),
         warnings=tuple(warnings),
     )
+
+
+def _find_columns(
+    there: Sequence[str], names: Mapping[str, str], needs: Sequence[str], warnings: list[str]
+) -> tuple[dict[str, str], Sequence[str]]:
+    """Which column of a table plays which role, {role: column}; and the roles that must be there.
+
+    A role whose column has the role's own name is also found under what others call it. FLOPs that
+    are needed and not there are made of params and tokens.
+
+    Raises:
+      ValueError: a role that is needed, or a column that was named, is not there.
+    """
+    names = {role: role for role in needs if role != "flops"} | dict(names)
+    for role in [role for role, name in names.items() if name == role and role not in there]:
+        found = [name for name in there if _plain(name) in ALIASES.get(role, ())]
+        if len(found) == 1:
+            names[role] = found[0]
+            warnings.append(f"no column {role!r}: it is read from {found[0]!r}")
+    if "flops" in needs and ("flops" not in names or names["flops"] == "flops" not in there):
+        needs = [*(role for role in needs if role != "flops"), "params", "tokens"]
+    for role, name in names.items():
+        if name not in there and (role in needs or name != role):
+            raise ValueError(
+                f"no column {name!r} for {role}: the table has {', '.join(there)}; "
+                f"name yours with {role}=..."
+            )
+    return {role: name for role, name in names.items() if name in there}, needs
 
 
 def _sorted(table: pa.Table, keys: Sequence[str]) -> pa.Table:
@@ -426,13 +453,23 @@ def _values(table: pa.Table, name: str) -> np.ndarray:
     return np.asarray(column.to_pylist(), object)
 
 
+def _plain(name: str) -> str:
+    """A column's name in small letters and digits alone."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
 def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    """One column as float64; text that is no number becomes NaN."""
+    """One column as float64: 70M and 1.4T are numbers too; other text becomes NaN."""
 
     def number(value: Any) -> float:
+        text = str(value).strip().replace(",", "")
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            return float(text[:-1]) * MULTIPLES[text[-1:].upper()]
+        except (ValueError, KeyError):
+            pass
+        try:
+            return float(text)
+        except ValueError:
             return float("nan")
 
     values = _values(table, name)

@@ -187,6 +187,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_which_step_is_safe(capsys, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -196,6 +197,7 @@ def test_a_full_disk_says_which_step_is_safe(capsys, tmp_path):
     assert "cannot save a checkpoint" in line or "No space left" in line
 
 
+@pytest.mark.slow
 def test_a_corrupted_checkpoint_is_passed_over_and_then_refused(capsys, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     command = ["train", "gpt", *TINY, "--data.path", "text.txt", "--run-dir", "r"]

@@ -267,7 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="blocks of each contender")
     parser.add_argument("--steps", type=int, default=5, help="steps in a block")
     parser.add_argument("--threads", type=int, default=cores, help="cores of each contender")
-    parser.add_argument("--quick", action="store_true", help="one small shape, three rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="one small shape, three rounds, no start-up"
+    )
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--work", choices=(OURS, *THEIRS), help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
@@ -285,9 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
     versions = {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax", "torch")}
     report = {"python": platform.python_version(), "versions": versions, "threads": args.threads}
     print(", ".join(f"{k} {v}" for k, v in versions.items()) + f"; {args.threads} threads")
-    report["startup"] = startup(args.shapes[0], args.threads)
-    times = ", ".join(f"{label} {took:.1f} s" for label, took in report["startup"].items())
-    print(f"{args.shapes[0]}: process start to first step, by compilation cache: {times}")
+    if not args.quick:
+        report["startup"] = startup(args.shapes[0], args.threads)
+        times = ", ".join(f"{label} {took:.1f} s" for label, took in report["startup"].items())
+        print(f"{args.shapes[0]}: process start to first step, by compilation cache: {times}")
     report["results"] = []
     for shape in args.shapes:
         options = dict(rounds=args.rounds, steps=args.steps, threads=args.threads)

@@ -100,6 +100,13 @@ def test_the_best_rates_become_a_law(told, tmp_path):
     assert found["lr_tokens_exponent"] == pytest.approx(0.1, abs=1e-6)
 
 
+def test_one_law_has_its_json_and_the_report_of_all(told, runs, tmp_path):
+    told("fit", "runs.csv", "--law", "chinchilla", "--holdout", "params>5e5", "--bootstrap", "20",
+         "--json", "out.json", "--report", "out.html")  # fmt: skip
+    assert read(tmp_path / "out.json")["law"] == "chinchilla"
+    assert "params&gt;5e5" in (tmp_path / "out.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [

@@ -183,3 +183,14 @@ def test_curves_need_their_five_columns(tmp_path):
     assert read_curves(tmp_path / "curves.parquet").equals(curves)
     with pytest.raises(ValueError, match="missing flops"):
         write_curves(curves.drop_columns(["flops"]), tmp_path / "curves.csv")
+
+
+def test_what_others_call_the_columns_is_understood_and_said():
+    runs = read_runs(
+        {"N": ["70M", "1.5B"], "train_tokens": ["1.4T", "2e9"], "val/loss": [2.0, 2.5]}
+    )
+    assert list(runs["params"]) == [1.5e9, 7e7]  # by rising FLOPs
+    assert list(runs["tokens"]) == [2e9, 1.4e12]
+    assert "no column 'params': it is read from 'N'" in runs.warnings
+    with pytest.raises(ValueError, match="no column 'loss' for loss"):
+        read_runs({"N": [1e6], "D": [1e7], "val_loss": [2.0], "test_loss": [2.1]})

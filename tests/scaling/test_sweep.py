@@ -50,6 +50,7 @@ def whole(tmp_path_factory, start):
     return folder
 
 
+@pytest.mark.slow
 def test_every_size_has_every_budget_at_its_best_learning_rate(whole):
     runs = read_runs(whole / "results.csv", duplicates="keep")
     for name in set(runs["model"]):
@@ -104,6 +105,7 @@ def test_workers_of_one_command_end_with_it_and_agree_with_one(whole, start, tmp
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stops", "error", "message"),
     [
@@ -145,6 +147,7 @@ def losses_at_stable_rates(folder):
     return dict(zip(runs["run_id"][stable], runs["loss"][stable], strict=True))
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_sweep_is_refused(whole):
     with pytest.raises(ValueError, match="holds another sweep"):
         Folder(whole, tiny.tiny_sweep(seed=1))

@@ -114,6 +114,7 @@ def test_sigterm_saves_and_exits_75(tmp_path, uninterrupted, process_environment
     assert losses(tmp_path) == losses(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumes_to_its_end_at_once(uninterrupted, process_environment):
     before = losses(uninterrupted)
     assert start(uninterrupted, process_environment).wait() == 0
@@ -133,6 +134,7 @@ def train(experiment, folder, **changes):
         )
 
 
+@pytest.mark.slow
 def test_training_lowers_the_held_out_loss(tmp_path):
     evaluation = train(small(), tmp_path).evaluation
     assert evaluation["loss"] < np.log(257)
