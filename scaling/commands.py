@@ -17,6 +17,7 @@ from scaling.runs import Runs, read_runs
 from scaling.study import Study, quantity, study
 
 APPROACHES = ("envelope", "isoflop", "hyperparameters")
+ONE_LAW = ("loss", "delta", "linear", "fix", "resampling", "profile")  # options of a law's fit
 COLUMNS = (
     *("params", "tokens", "loss", "flops", "unique_tokens", "accuracy"),
     *("learning_rate", "batch_tokens", "run_id", "step"),
@@ -42,18 +43,18 @@ class FitOptions:
     holdout: str | None = None
     """Keep these rows from the fit and score the fit on them, such as 'flops>1e21'."""
     loss: Literal["huber", "l1", "mse"] = "huber"
-    """Of the residuals (one law only)."""
+    """Of the residuals, with --law."""
     delta: float = 1e-3
     """Huber's delta (Hoffmann et al. 2022, section 3.3)."""
     linear: bool = False
-    """Residuals of the loss itself, not of its logarithm (one law only; downstream_sigmoid, of
+    """Residuals of the loss itself, not of its logarithm, with --law (downstream_sigmoid, of
     accuracies, always)."""
     fix: str = ""
     """Parameters held at a value, such as alpha=0.35,E=1.8 (one law only)."""
     bootstrap: int = 1000
     """Resamples behind each interval."""
     resampling: Literal["cases", "residuals"] = "cases"
-    """What is drawn anew: runs, or residuals (one law only)."""
+    """What is drawn anew: runs, or residuals, with --law."""
     group: str | None = None
     """A column whose values are drawn whole, such as the run_id of points of one curve."""
     profile: str = ""
@@ -81,11 +82,12 @@ def fit_file(path: str, options: FitOptions) -> list[str]:
     names = options.law.split(",") if options.law else []
     if unknown := set(names) - set(LAWS) - set(APPROACHES):
         raise ValueError(
-            f"no law {', '.join(unknown)!r}: there are {', '.join((*LAWS, *APPROACHES))}"
+            f"no law {', '.join(sorted(unknown))!r}: there are {', '.join((*LAWS, *APPROACHES))}"
         )
     runs = read_runs(path, where=options.where, **columns, **_reading(names))
     done: Fit | Frontier | Hyperparameters | Comparison | Study
     if not names:
+        _refuse(options, ONE_LAW, "without --law, each is fitted as its paper does")
         done = every_law(runs, options)
         lines = done.lines()
     elif len(names) > 1:
@@ -105,6 +107,15 @@ def fit_file(path: str, options: FitOptions) -> list[str]:
         write_report(options.report, whole, title=title, provenance=provenance)
         written.append(options.report)
     return [*lines, f"Written to {', '.join(written)}"]
+
+
+def _refuse(options: FitOptions, names: tuple[str, ...], why: str) -> None:
+    """Refuses options that would change nothing."""
+    for field in dataclasses.fields(options):
+        if field.name in names and getattr(options, field.name) != field.default:
+            raise ValueError(
+                f"--{field.name} goes with a law that predicts, such as --law chinchilla: {why}"
+            )
 
 
 def _reading(names: list[str]) -> dict[str, Any]:
@@ -154,6 +165,7 @@ def compared(runs: Runs, names: list[str], options: FitOptions) -> tuple[Compari
         holdout=options.holdout,
         loss=options.loss,
         delta=options.delta,
+        linear=options.linear or None,
         bootstrap=options.bootstrap,
         resampling=options.resampling,
         group=options.group,
@@ -172,10 +184,7 @@ def compared(runs: Runs, names: list[str], options: FitOptions) -> tuple[Compari
 
 def approach(runs: Runs, options: FitOptions) -> tuple[Frontier | Hyperparameters, list[str]]:
     """Approach 1 or 2 or the best hyperparameters, and the lines for the terminal."""
-    if options.holdout or options.fix or options.profile:
-        raise ValueError(
-            f"--law {options.law} predicts no loss: it has no --holdout, --fix or --profile"
-        )
+    _refuse(options, ("holdout", *ONE_LAW), f"--law {options.law} predicts no loss")
     resampling: Any = dict(bootstrap=options.bootstrap, seed=options.seed)
     done: Frontier | Hyperparameters
     if options.law == "envelope":
@@ -221,8 +230,10 @@ def fit_lines(done: Fit) -> list[str]:
         scores = [f"{k} {v:.4g}" for k, v in done.holdout.items() if v is not None]
         lines.append(f"  holdout: {', '.join(scores)}")
     for name, found in done.profiles.items():
-        low, high = found.interval
-        lines.append(f"  {name}: 95 % by profile likelihood {low:.6g} to {high:.6g}")
+        low, high = (
+            "not bounded" if end is None else f"{end:.6g}" for end in found.to_json()["interval"]
+        )
+        lines.append(f"  {name}: 95 % by profile likelihood {low} to {high}")
     return [*lines, *(f"Warning: {text}" for text in done.warnings)]
 
 

@@ -102,8 +102,8 @@ def fit_envelope(
         if len(hull) < 3 or np.ptp(c[hull]) == 0:
             failed += 1
             continue
-        for name, value in _lines(c[hull], n[hull], d[hull]).items():
-            draws[name].append(value)
+        for name, value in frontier_lines(c[hull], n[hull], d[hull]).items():
+            draws[name].append(float(value))
     kept = {name: np.array(values) for name, values in draws.items() if values}
     warnings = list(runs.warnings)
     if failed:
@@ -112,7 +112,7 @@ def fit_envelope(
         )
     return Frontier(
         method="envelope",
-        parameters=_lines(c[on], n[on], d[on]),
+        parameters={name: float(v) for name, v in frontier_lines(c[on], n[on], d[on]).items()},
         flops=c[on],
         params=n[on],
         tokens=d[on],
@@ -158,13 +158,14 @@ def spans(draws: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _lines(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> dict[str, float]:
-    """Least-squares lines of log N and log D against log C."""
-    a, g = np.polyfit(np.log(c), np.log(n), 1)
-    b, h = np.polyfit(np.log(c), np.log(d), 1)
-    return {
-        "a": float(a),
-        "params_coefficient": float(np.exp(g)),
-        "b": float(b),
-        "tokens_coefficient": float(np.exp(h)),
-    }
+def frontier_lines(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> dict[str, Any]:
+    """Least-squares lines of log N and log D, each (K, ...), in log C, (K,), without NaN points."""
+    names = (("a", "params_coefficient", n), ("b", "tokens_coefficient", d))
+    out: dict[str, Any] = {}
+    for exponent, coefficient, values in names:
+        y = np.log(values)
+        x = np.where(np.isfinite(y.T), np.log(c), np.nan).T
+        mean_x, mean_y = np.nanmean(x, 0), np.nanmean(y, 0)
+        slope = np.nansum((x - mean_x) * (y - mean_y), 0) / np.nansum((x - mean_x) ** 2, 0)
+        out |= {exponent: slope, coefficient: np.exp(mean_y - slope * mean_x)}
+    return out

@@ -24,10 +24,9 @@ from scaling.allocation import Optimal, allocate, training_cost
 from scaling.certificate import certify, warnings
 from scaling.laws import LAWS, Law, evaluate
 from scaling.runs import Runs
-from scaling.solver import Problem, huber, minimise
+from scaling.solver import Problem, huber, multistart
 from scaling.uncertainty import RESAMPLING, Profile, bootstrap_draws, profile_likelihood
 
-POLISHED = 32  # starts that are followed to their end: half the best, half spread over the rest
 EXPONENTS = ("alpha", "beta", "alpha_N", "alpha_D")
 FAR = 100.0  # times the FLOPs of the largest run: two decades, and an answer says how far it is
 
@@ -287,7 +286,7 @@ def fit(
     )
     path = {"huber": (delta,), "mse": (np.inf,), "l1": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)}[loss]
     starts = law.starts(problem.x, problem.target) | {k: np.float64(v) for k, v in fixed.items()}
-    u, objectives, settled, screened = _multistart(
+    u, objectives, settled, screened = multistart(
         problem, np.atleast_2d(problem.internal(starts)), path
     )
     best = u[np.argmin(objectives)]
@@ -453,40 +452,6 @@ def _cost(runs: Runs, params: str) -> tuple[float, float]:
     if any(name not in runs for name in (params, "tokens", "flops")):
         return 6.0, 1.0
     return training_cost(runs[params], runs["tokens"], runs["flops"])
-
-
-def _multistart(
-    problem: Problem, starts: np.ndarray, path: tuple[float, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Screens all starts, polishes some: end points, objectives, which settled, how many screened.
-
-    `path` is the delta of each stage: absolute deviations are reached through ever smaller ones,
-    each of which is smooth enough for Newton's method.
-    """
-    low, high = problem.bounds
-    starts = np.where(problem.free, np.clip(starts, low, high), starts)
-    ones = np.ones((1, len(problem.target)))
-    first = problem.objective(starts, ones, path[0])
-    order = np.argsort(first, kind="stable")
-    order = order[: max(1, int(np.isfinite(first).sum()))]
-    if len(order) > POLISHED:
-        half = POLISHED // 2
-        spread = np.linspace(half, len(order) - 1, half).astype(int)
-        order = np.concatenate([order[:half], order[spread]])
-    u = starts[order]
-    weights = np.ones((len(u), len(problem.target)))
-    for delta in path:
-        u, objectives, settled = minimise(problem, u, weights=weights, delta=delta, iterations=28)
-    # Some stop at a kink of the objective, and go on when they begin anew; a crawl that is still
-    # going is no optimum, unless it is the best: that one gets to its end.
-    for count, iterations in ((8, 28), (2, 400)):
-        top = np.argsort(objectives, kind="stable")[:count]
-        u[top], objectives[top], settled[top] = minimise(
-            problem, u[top], weights=weights[top], delta=path[-1], iterations=iterations
-        )
-    if not np.isfinite(objectives).any():
-        raise ValueError(f"{problem.law.name} is not finite on these runs from any start")
-    return u, objectives, settled, len(starts)
 
 
 def _reported(residuals: np.ndarray, loss: str, delta: float) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from scaling.envelope import Frontier, spans
+from scaling.envelope import Frontier, frontier_lines, spans
 from scaling.fit import Fit
 from scaling.runs import Runs
 
@@ -108,7 +108,7 @@ def fit_isoflop(
             warnings.append(f"isoflop: {lost} of {bootstrap} replicates kept fewer than 2 minima")
     return Frontier(
         method="isoflop",
-        parameters={name: float(v[0]) for name, v in _lines(c, n[:, None], d[:, None]).items()},
+        parameters={name: float(v) for name, v in frontier_lines(c, n, d).items()},
         flops=c,
         params=n,
         tokens=d,
@@ -267,20 +267,7 @@ def _budget(flops: float, n: np.ndarray, d: np.ndarray, loss: np.ndarray, method
     )
 
 
-def _lines(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> dict[str, np.ndarray]:
-    """Lines of log N and log D, each (K, B), in log C, (K,); NaN points do not count."""
-    names = (("a", "params_coefficient", n), ("b", "tokens_coefficient", d))
-    out: dict[str, np.ndarray] = {}
-    for exponent, coefficient, values in names:
-        y, x = np.log(values), np.log(c)[:, None]
-        x = np.where(np.isfinite(y), x, np.nan)
-        mean_x, mean_y = np.nanmean(x, 0), np.nanmean(y, 0)
-        slope = np.nansum((x - mean_x) * (y - mean_y), 0) / np.nansum((x - mean_x) ** 2, 0)
-        out |= {exponent: slope, coefficient: np.exp(mean_y - slope * mean_x)}
-    return out
-
-
 def _draws(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
     """Replicates of the lines, and how many had fewer than two minima."""
     enough = np.isfinite(n).sum(0) >= 2
-    return _lines(c, n[:, enough], d[:, enough]), int((~enough).sum())
+    return frontier_lines(c, n[:, enough], d[:, enough]), int((~enough).sum())

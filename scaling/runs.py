@@ -6,12 +6,6 @@ runs and FLOP counts that overflowed: `read_runs` takes them all, drops what can
 keeps the reasons with their counts.
 """
 
-import ast
-import csv
-import difflib
-import json
-import operator
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scaling.exports import is_curves, last_values, read_events, unfold_chart
+from scaling.columns import column_values, evaluate, numbers, truth, with_column
+from scaling.exports import is_curves, last_values
+from scaling.files import load, write_table
 
 # Column -> what it holds. Only params, tokens and loss must be there; others are kept as they come.
 SCHEMA = {
@@ -49,26 +45,9 @@ ALIASES = {
     "loss": ("finalloss", "valloss", "validationloss", "evalloss", "heldoutloss", "testloss"),
     "flops": ("c", "compute", "trainflops", "trainingflops", "totalflops"),
 }
-MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 TEXT = ("run_id", "model", "flops_convention", "schedule")
 POSITIVE = ("params", "tokens", "loss", "unique_tokens")
 CURVES = ("run_id", "step", "tokens", "flops", "loss")
-
-_COMPARE = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
-_ARITHMETIC = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +74,7 @@ class Runs:
 
     def __getitem__(self, column: str) -> np.ndarray:
         """The values of one column, (R,): float64 if they are numbers, else objects."""
-        return _values(self.table, column)
+        return column_values(self.table, column)
 
     def mask(self, expression: str) -> np.ndarray:
         """Which rows satisfy an expression such as 'flops>1e21 and params<1e9', (R,) bool."""
@@ -111,7 +90,7 @@ class Runs:
         """The same runs with other values in these columns, (R,) each."""
         table = self.table
         for name, values in columns.items():
-            table = _set(table, name, pa.array(values))
+            table = with_column(table, name, pa.array(values))
         return replace(self, table=table)
 
 
@@ -151,7 +130,7 @@ def read_runs(
     """
     if duplicates not in ("best", "keep"):
         raise ValueError(f"duplicates: wanted 'best' or 'keep', got {duplicates!r}")
-    table, warnings = _load(source), []
+    table, warnings = load(source), []
     if is_curves(table) and "step" not in needs:
         table = last_values(table)
     there = table.column_names
@@ -176,36 +155,36 @@ def read_runs(
     if where:
         keep(evaluate(table, where), f"not {where}")
     if "diverged" in there:
-        keep(~_truth(_values(table, "diverged")), "diverged")
+        keep(~truth(column_values(table, "diverged")), "diverged")
     for role in needs:
         if _number_like(table, role):
-            keep(np.isfinite(_values(table, role)), f"{names[role]} is not a finite number")
+            keep(np.isfinite(column_values(table, role)), f"{names[role]} is not a finite number")
         if role in POSITIVE:
-            keep(_values(table, role) > 0, f"{names[role]} is not positive")
+            keep(column_values(table, role) > 0, f"{names[role]} is not positive")
     if given:
-        keep(np.isfinite(_values(table, "flops")), f"{given} is not a finite number")
+        keep(np.isfinite(column_values(table, "flops")), f"{given} is not a finite number")
     if not table.num_rows:
         reasons = "; ".join(f"{n} rows: {reason}" for reason, n in dropped)
         raise ValueError(f"no usable rows are left: {reasons}")
     sized = "params" in names and "tokens" in names
-    if given and sized and (bad := int((_values(table, "flops") <= 0).sum())):
+    if given and sized and (bad := int((column_values(table, "flops") <= 0).sum())):
         warnings.append(
             f"{bad} values of {given} are not positive, as when int64 overflows at 9.2e18: "
             "FLOPs were made as 6ND for all runs"
         )
         given = None
     if given is None and sized:
-        made = 6.0 * _values(table, "params") * _values(table, "tokens")
-        table, flops_convention = _set(table, "flops", pa.array(made)), "6ND"
+        made = 6.0 * column_values(table, "params") * column_values(table, "tokens")
+        table, flops_convention = with_column(table, "flops", pa.array(made)), "6ND"
     elif flops_convention is None:
         flops_convention = _convention(table) if given and sized else "unstated"
-    table = _set(table, "flops_convention", pa.array([flops_convention] * table.num_rows))
+    table = with_column(table, "flops_convention", pa.array([flops_convention] * table.num_rows))
 
     # The last key sorts first: equal runs lie together, and the best of them before the others.
     if duplicates == "best" and sized:
         same = [n for n in ("unique_tokens", "tokens", "params") if n in table.column_names]
         table = _sorted(table, ("loss", *same))
-        keys = np.stack([_values(table, name) for name in same])
+        keys = np.stack([column_values(table, name) for name in same])
         first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(0)])
         keep(first, f"same {' and '.join(reversed(same))} as a run of lower loss")
     table = _sorted(table, ("loss", "tokens", "params", "flops"))
@@ -247,70 +226,12 @@ def _find_columns(
 
 def _sorted(table: pa.Table, keys: Sequence[str]) -> pa.Table:
     """By those of the keys that are there; the last sorts first."""
-    order = np.lexsort([_values(table, name) for name in keys if name in table.column_names])
+    order = np.lexsort([column_values(table, name) for name in keys if name in table.column_names])
     return table.take(pa.array(order))
 
 
 def _number_like(table: pa.Table, name: str) -> bool:
-    return _values(table, name).dtype != object
-
-
-def evaluate(table: pa.Table, expression: str) -> np.ndarray:
-    """Which rows of a table satisfy an expression, (R,) bool.
-
-    Comparisons, arithmetic, and/or/not, numbers, strings and column names; nothing else runs.
-
-    Raises:
-      ValueError: the expression is malformed or names a column that is not there.
-    """
-    try:
-        tree = ast.parse(expression.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read the expression {expression!r}: {error}") from None
-
-    def walk(node: ast.AST) -> Any:
-        match node:
-            case ast.Constant(value=int() | float() | str() | bool()):
-                return node.value
-            case ast.Name(id=name):
-                if name in table.column_names:
-                    return _values(table, name)
-                if name.lower() in ("true", "false"):
-                    return name.lower() == "true"
-                close = difflib.get_close_matches(name, table.column_names, 1, 0.5)
-                hint = f"did you mean {close[0]!r}?" if close else "there are "
-                hint = hint if close else hint + ", ".join(table.column_names)
-                raise ValueError(f"no column {name!r} in {expression!r}: {hint}")
-            case ast.UnaryOp(op=ast.Not(), operand=inner):
-                return ~np.asarray(walk(inner), bool)
-            case ast.UnaryOp(op=ast.USub(), operand=inner):
-                return -walk(inner)
-            case ast.BoolOp(op=op, values=parts):
-                join = np.logical_and if isinstance(op, ast.And) else np.logical_or
-                return join.reduce(
-                    [np.broadcast_to(np.asarray(walk(p), bool), table.num_rows) for p in parts]
-                )
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-                return _ARITHMETIC[type(op)](walk(left), walk(right))
-            case ast.Compare(left=left, ops=ops, comparators=rest) if all(
-                type(op) in _COMPARE for op in ops
-            ):
-                sides = [walk(left), *map(walk, rest)]
-                tests = [
-                    _COMPARE[type(op)](a, b)
-                    for op, a, b in zip(ops, sides, sides[1:], strict=False)
-                ]
-                return np.logical_and.reduce(tests)
-        raise ValueError(
-            f"{ast.unparse(node)!r} in {expression!r} is not allowed: use comparisons, arithmetic, "
-            "and/or/not, numbers, strings and column names"
-        )
-
-    try:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.broadcast_to(np.asarray(walk(tree), bool), table.num_rows).copy()
-    except TypeError:
-        raise ValueError(f"{expression!r} compares a number with text") from None
+    return column_values(table, name).dtype != object
 
 
 def write_runs(runs: Runs | pa.Table | Mapping[str, Any], path: Any) -> None:
@@ -319,13 +240,13 @@ def write_runs(runs: Runs | pa.Table | Mapping[str, Any], path: Any) -> None:
     In CSV floats stand as their shortest exact form, so they read back bit for bit and the same
     table always gives the same bytes. The file appears whole or not at all.
     """
-    table = runs.table if isinstance(runs, Runs) else _load(runs)
+    table = runs.table if isinstance(runs, Runs) else load(runs)
     write_table(table, path)
 
 
 def write_curves(curves: pa.Table | Mapping[str, Any], path: Any) -> None:
     """Writes loss curves (run_id, step, tokens, flops, loss) to .parquet or .csv."""
-    table = _load(curves)
+    table = load(curves)
     if missing := [name for name in CURVES if name not in table.column_names]:
         raise ValueError(f"curves need {', '.join(CURVES)}: missing {', '.join(missing)}")
     write_table(table, path)
@@ -333,124 +254,10 @@ def write_curves(curves: pa.Table | Mapping[str, Any], path: Any) -> None:
 
 def read_curves(source: Any) -> pa.Table:
     """Reads loss curves: a table with run_id, step, tokens, flops, loss."""
-    table = _load(source)
+    table = load(source)
     if missing := [name for name in CURVES if name not in table.column_names]:
         raise ValueError(f"curves need {', '.join(CURVES)}: missing {', '.join(missing)}")
     return table
-
-
-def write_table(table: pa.Table, path: Any) -> None:
-    """Writes any table to .parquet or .csv, atomically; CSV floats by repr."""
-    import pyarrow.parquet as pq
-    from etils import epath
-
-    path = epath.Path(path)
-    partial = path.parent / f".{path.name}.partial"
-    if path.suffix == ".parquet":
-        with partial.open("wb") as file:
-            pq.write_table(table, file)
-    elif path.suffix == ".csv":
-        with partial.open("w") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(table.column_names)
-            for row in zip(*(c.to_pylist() for c in table.columns), strict=True):
-                # csv writes floats by repr and None as an empty field.
-                writer.writerow(row)
-    else:
-        raise ValueError(f"cannot write {path.name}: wanted a name that ends in .csv or .parquet")
-    partial.replace(path)
-
-
-def _load(source: Any) -> pa.Table:
-    """Any source to a pyarrow table."""
-    if isinstance(source, pa.Table):
-        return source
-    if isinstance(source, Mapping):
-        return pa.table({name: _array(values) for name, values in source.items()})
-    if isinstance(source, str | os.PathLike):
-        return _load_file(os.fspath(source))
-    if hasattr(source, "__dataframe__") or hasattr(source, "iloc"):
-        return pa.Table.from_pandas(source, preserve_index=False)
-    raise ValueError(
-        "runs: wanted a path to .csv, .parquet or .jsonl, a pyarrow Table, a DataFrame or a "
-        f"mapping of columns, got {type(source).__name__}"
-    )
-
-
-def _array(values: Any) -> pa.Array:
-    """A column from a list or an array; mixed numbers become floats rather than an error."""
-    if isinstance(values, np.ndarray):
-        return pa.array(values)
-    try:
-        return pa.array(list(values))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([None if v is None else float(v) for v in values], pa.float64())
-
-
-def _load_file(path: str) -> pa.Table:
-    import pyarrow.csv
-    import pyarrow.parquet
-    from etils import epath
-
-    file = epath.Path(path)
-    if not file.exists():
-        raise FileNotFoundError(f"no file {path}: wanted a .csv, .parquet or .jsonl of runs")
-    if file.is_dir():
-        return read_events(path)
-    kind = file.suffix.lower()
-    if kind not in (".csv", ".tsv", ".parquet", ".jsonl"):
-        raise ValueError(
-            f"{path}: wanted a .csv, .parquet or .jsonl of runs, got {kind or 'no suffix'}"
-        )
-    data = file.read_bytes()
-    if not data.strip():
-        raise ValueError(f"{path} is empty: wanted a table of runs with params, tokens and loss")
-    try:
-        if kind == ".parquet":
-            return pyarrow.parquet.read_table(pa.BufferReader(data))
-        if kind == ".jsonl":
-            return _load_jsonl(data.decode(), path)
-        delimiter = "\t" if kind == ".tsv" else ","
-        options = pyarrow.csv.ParseOptions(delimiter=delimiter)
-        return unfold_chart(pyarrow.csv.read_csv(pa.BufferReader(data), parse_options=options))
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{path} is not readable as {kind[1:]}: {str(error).splitlines()[0]}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from None
-
-
-def _load_jsonl(text: str, path: str) -> pa.Table:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: wanted an object, got {type(row).__name__}")
-        rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _array([row.get(name) for row in rows]) for name in names})
-
-
-def _values(table: pa.Table, name: str) -> np.ndarray:
-    """One column: float64 (null as NaN) when it holds numbers or truth, else objects."""
-    column = table.column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    if pa.types.is_null(column.type):
-        return np.full(len(column), np.nan)
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
-    return np.asarray(column.to_pylist(), object)
 
 
 def _plain(name: str) -> str:
@@ -458,55 +265,24 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    """One column as float64: 70M and 1.4T are numbers too; other text becomes NaN."""
-
-    def number(value: Any) -> float:
-        text = str(value).strip().replace(",", "")
-        try:
-            return float(text[:-1]) * MULTIPLES[text[-1:].upper()]
-        except (ValueError, KeyError):
-            pass
-        try:
-            return float(text)
-        except ValueError:
-            return float("nan")
-
-    values = _values(table, name)
-    return values if values.dtype != object else np.array([number(v) for v in values], np.float64)
-
-
-def _truth(values: np.ndarray) -> np.ndarray:
-    """True where a flag is set, whether it was written as a bool, a number or a word."""
-    if values.dtype != object:
-        return np.nan_to_num(values) != 0
-    return np.array([str(v).strip().lower() in ("true", "1", "yes", "t") for v in values])
-
-
-def _set(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
-    if name in table.column_names:
-        return table.set_column(table.column_names.index(name), name, values)
-    return table.append_column(name, values)
-
-
 def _canonical(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """The schema's columns under the schema's names in float64; a displaced one is kept aside."""
     made = {
-        role: table.column(name) if role in TEXT else pa.array(_numbers(table, name))
+        role: table.column(name) if role in TEXT else pa.array(numbers(table, name))
         for role, name in columns.items()
     }
     for role, name in columns.items():
         if role != name and role in table.column_names:
-            table = _set(table, f"{role}_original", table.column(role))
+            table = with_column(table, f"{role}_original", table.column(role))
     for role, values in made.items():
-        table = _set(table, role, values)
+        table = with_column(table, role, values)
     first = [name for name in SCHEMA if name in table.column_names]
     return table.select(first + [name for name in table.column_names if name not in first])
 
 
 def _convention(table: pa.Table) -> str:
     if "flops_convention" in table.column_names:
-        names = sorted({str(v) for v in _values(table, "flops_convention")})
+        names = sorted({str(v) for v in column_values(table, "flops_convention")})
         return names[0] if len(names) == 1 else "mixed: " + ", ".join(names)
-    ratio = _values(table, "flops") / (6 * _values(table, "params") * _values(table, "tokens"))
-    return "6ND" if np.allclose(ratio, 1, rtol=1e-6) else "unstated"
+    c, n, d = (column_values(table, name) for name in ("flops", "params", "tokens"))
+    return "6ND" if np.allclose(c / (6 * n * d), 1, rtol=1e-6) else "unstated"

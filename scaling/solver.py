@@ -28,6 +28,7 @@ from scaling.laws import Law
 
 LANES = 32  # per compiled call: keeps a chunk of 256 runs and 5 parameters within the L2 cache
 RUNS = 64  # runs are padded to a multiple of this, so that refits on subsets share the program
+POLISHED = 32  # starts that are followed to their end: half the best, half spread over the rest
 STEP = 1e-6  # of the finite difference of the Jacobian: about the square root of float64's epsilon
 
 
@@ -242,3 +243,37 @@ def minimise(
     settled = np.ones(len(u), bool)
     settled[active] = False
     return best, objective, settled
+
+
+def multistart(
+    problem: Problem, starts: np.ndarray, path: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Screens all starts, polishes some: end points, objectives, which settled, how many screened.
+
+    `path` is the delta of each stage: absolute deviations are reached through ever smaller ones,
+    each of which is smooth enough for Newton's method.
+    """
+    low, high = problem.bounds
+    starts = np.where(problem.free, np.clip(starts, low, high), starts)
+    ones = np.ones((1, len(problem.target)))
+    first = problem.objective(starts, ones, path[0])
+    order = np.argsort(first, kind="stable")
+    order = order[: max(1, int(np.isfinite(first).sum()))]
+    if len(order) > POLISHED:
+        half = POLISHED // 2
+        spread = np.linspace(half, len(order) - 1, half).astype(int)
+        order = np.concatenate([order[:half], order[spread]])
+    u = starts[order]
+    weights = np.ones((len(u), len(problem.target)))
+    for delta in path:
+        u, objectives, settled = minimise(problem, u, weights=weights, delta=delta, iterations=28)
+    # Some stop at a kink of the objective, and go on when they begin anew; a crawl that is still
+    # going is no optimum, unless it is the best: that one gets to its end.
+    for count, iterations in ((8, 28), (2, 400)):
+        top = np.argsort(objectives, kind="stable")[:count]
+        u[top], objectives[top], settled[top] = minimise(
+            problem, u[top], weights=weights[top], delta=path[-1], iterations=iterations
+        )
+    if not np.isfinite(objectives).any():
+        raise ValueError(f"{problem.law.name} is not finite on these runs from any start")
+    return u, objectives, settled, len(starts)

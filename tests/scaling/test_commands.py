@@ -112,7 +112,11 @@ def test_one_law_has_its_json_and_the_report_of_all(told, runs, tmp_path):
     [
         (["--law", "chinchilla,kaplan_nd"], "a --holdout such as"),
         (["--law", "chinchilla,envelope", "--holdout", "params>1e5"], "wanted laws that predict"),
-        (["--law", "envelope", "--profile", "a"], "has no --holdout, --fix or --profile"),
+        (
+            ["--law", "envelope", "--profile", "a"],
+            "--profile goes with a law that predicts",
+        ),
+        (["--loss", "l1"], "--loss goes with a law that predicts"),
         (["--law", "gompertz"], "there are kaplan_n"),
         (["--law", "hyperparameters"], "no column 'learning_rate'"),
         (["--law", "chinchilla", "--columns", "size=N"], "--columns names params, tokens"),
