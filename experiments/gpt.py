@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lineage_jax import sharding
+from lineage_jax.data import packing
 from lineage_jax.data.text import TextData, TextDataset, load_text
 from lineage_jax.models import gpt
 from lineage_jax.objectives.language import next_token_loss
@@ -14,6 +16,7 @@ from lineage_jax.sampling.decode import generate
 from lineage_jax.sharding import MeshConfig
 from lineage_jax.train.loop import Task, TrainConfig
 from lineage_jax.train.optim import OptimizerConfig, adamw, learning_rate
+from lineage_jax.train.program import Program
 from lineage_jax.train.step import LossFn
 from lineage_jax.typing import Params, PRNGKeyArray
 from scaling import flops
@@ -36,25 +39,33 @@ class GPTExperiment:
           ValueError: if the text has ids, or rows longer, than the model has room for.
           OSError: if the text cannot be read.
         """
-        text, model = load_text(self.data), gpt.GPT(self.model)
+        text = load_text(self.data)
         check_fit(text, self.data, self.model)
         num_steps = self.train.num_steps
         return Task(
             name="gpt",
+            program=self.program(),
+            learning_rate=lambda step: learning_rate(self.optimizer, step, num_steps),
+            train_batch=text.train,
+            eval_batches=lambda rows: eval_batches(text, rows),
+            summarise=lambda means: with_bits_per_byte(means, text.bytes_per_token),
+            sample=sampler(gpt.GPT(self.model), text),
+            provenance=text.provenance(),
+        )
+
+    def program(self) -> Program:
+        """What is compiled to train this, which needs no data."""
+        model = gpt.GPT(self.model)
+        return Program(
             init=lambda key: (init(model, key), {}),
             loss_fn=loss_fn(model, train=True),
             eval_loss_fn=loss_fn(model, train=False),
             tx=adamw(self.optimizer),
-            learning_rate=lambda step: learning_rate(self.optimizer, step, num_steps),
-            train_batch=lambda step: text.train(step, jax.process_index(), jax.process_count()),
-            eval_batches=lambda: eval_batches(text),
-            batch_size=self.data.batch_size,
-            tokens_per_step=text.train.tokens_per_batch,
+            batch=sharding.named(
+                packing.shapes(self.data.batch_size, self.data.seq_len), ("batch", "length")
+            ),
             flops_per_token=flops.gpt(self.model, self.data.seq_len).train(),
             max_grad_norm=self.optimizer.max_grad_norm,
-            summarise=lambda means: with_bits_per_byte(means, text.bytes_per_token),
-            sample=sampler(model, text),
-            provenance=text.provenance(),
         )
 
 
@@ -95,10 +106,10 @@ def check_fit(text: TextDataset, data: TextData, model: gpt.GPTConfig) -> None:
         )
 
 
-def eval_batches(text: TextDataset) -> Iterator[Mapping[str, np.ndarray]]:
-    """One pass over the held-out text, this process's rows of it."""
+def eval_batches(text: TextDataset, rows: np.ndarray) -> Iterator[Mapping[str, np.ndarray]]:
+    """One pass over the held-out text, the given rows of each batch."""
     for step in range(text.heldout.num_batches):
-        yield text.heldout(step, jax.process_index(), jax.process_count())
+        yield text.heldout(step, rows)
 
 
 def with_bits_per_byte(means: dict[str, float], bytes_per_token: float | None) -> dict[str, float]:

@@ -1,7 +1,10 @@
 """The mesh, and which of its axes each logical axis of a parameter or a batch is split over.
 
 Models name the axes of their parameters ("embed", "heads", ...) and know no mesh; the rules here
-send those names to mesh axes. One device is a mesh of one, so there is no other path.
+send those names to mesh axes. One device is a mesh of one, so there is no other path. Three axes
+ask for more than a split, and `lineage_jax.nn` looks whether its mesh has them: over `context`
+attention goes round in a ring, over `stage` the blocks become a pipeline, over `expert` tokens
+travel to their experts and back.
 """
 
 import contextlib
@@ -15,16 +18,18 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
+"""Outermost first: neighbours along the last are the closest chips, and talk the most."""
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    # Batches: split over the replicas, whether or not these split the parameters too.
-    "batch": ("data", "fsdp"),
-    "length": (),
+    # Batches: split over all that hold a replica of the computation, whatever they hold of the
+    # parameters. Outside the blocks the stages of a pipeline are such replicas too.
+    "batch": ("data", "stage", "fsdp", "expert"),
+    "length": ("context",),
     "embed_activation": (),
-    # Parameters: one axis over fsdp (Rajbhandari et al. 2020, ZeRO stage 3), one over tensor
-    # (Shoeybi et al. 2019, Megatron-LM, section 3).
-    "embed": ("fsdp",),
+    # Parameters: one axis over fsdp (Rajbhandari et al. 2020, ZeRO stage 3), and over what else
+    # would only repeat them; one over tensor (Shoeybi et al. 2019, Megatron-LM, section 3).
+    "embed": ("fsdp", "expert", "context"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -32,9 +37,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "head": (),
     "position": (),
     "embed_vector": (),
-    "layers": (),
+    "layers": ("stage",),
+    "experts": ("expert",),
 }
-"""Logical axis name -> mesh axes."""
+"""Logical axis name -> mesh axes. A mesh axis splits one axis of an array, the first to claim it:
+of a kernel (experts, embed, mlp) `expert` splits the experts, and `embed` has the rest of its own.
+"""
 
 WHOLE_IF_UNEVEN = frozenset({"vocab"})
 """Axes that stay whole where the mesh does not divide them: a vocabulary is what it is."""
@@ -46,8 +54,14 @@ class MeshConfig:
 
     data: int = -1
     """Replicas of the whole model, each with its share of the batch."""
+    stage: int = 1
+    """Stages of the pipeline, each with its share of the layers."""
     fsdp: int = 1
     """Shares of the parameters and of the batch (fully sharded data parallel)."""
+    expert: int = 1
+    """Shares of the experts of a mixture; of the batch and the parameters elsewhere."""
+    context: int = 1
+    """Shares of each sequence, whose attention goes round in a ring."""
     tensor: int = 1
     """Shares of the heads, the feed-forward width and the vocabulary."""
 
@@ -58,7 +72,8 @@ class MeshConfig:
           ValueError: if the axes do not multiply to the number of devices.
         """
         asked = {axis: getattr(self, axis) for axis in AXES}
-        wanted = " x ".join(f"{axis}={size}" for axis, size in asked.items())
+        shown = {a: n for a, n in asked.items() if n != 1} or {"data": 1}
+        wanted = " x ".join(f"{axis}={size}" for axis, size in shown.items())
         free = [axis for axis, size in asked.items() if size == -1]
         if len(free) > 1 or any(size < 1 and size != -1 for size in asked.values()):
             raise ValueError(f"mesh axes must be 1 or more, at most one of them -1; got {wanted}")
@@ -72,7 +87,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes data, fsdp and tensor over all (or the given) devices."""
+    """A mesh with all of `AXES` over all (or the given) devices."""
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh(
         config.sizes(len(devices)), AXES, (AxisType.Auto,) * len(AXES), devices=devices
@@ -91,48 +106,87 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the replicas."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+def named(
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]], axes: Sequence[str]
+) -> dict[str, nn.LogicallyPartitioned]:
+    """Shapes and types of a batch's arrays, in boxes that name their axes, all alike."""
+    return {
+        name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(*array), tuple(axes))
+        for name, array in arrays.items()
+    }
 
 
-def stack_sharding(mesh: Mesh) -> NamedSharding:
-    """The second axis split over the replicas: batches of several steps, one upon the other."""
-    return NamedSharding(mesh, PartitionSpec(None, RULES["batch"]))
+class Feed:
+    """Brings the rows that each process reads of a global batch to where they are computed with.
+
+    Attributes:
+      rows: the indices of the rows of a global batch that this process's devices hold, rising.
+      shardings: of each array of one batch; `stacked` of batches of several steps on end.
+    """
+
+    def __init__(self, batch: Mapping[str, nn.LogicallyPartitioned], mesh: Mesh):
+        """Plans for batches of the given (boxed) shapes.
+
+        Raises:
+          ValueError: if the mesh does not divide a batch, naming the sizes that would.
+        """
+        self.shardings = shardings(batch, mesh, "batch")
+        self.stacked = {
+            name: NamedSharding(mesh, PartitionSpec(None, *one.spec))
+            for name, one in self.shardings.items()
+        }
+        self._num_rows = next(iter(batch.values())).unbox().shape[0]
+        over_rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+        here = over_rows.addressable_devices_indices_map((self._num_rows,)).values()
+        self.rows = np.unique([np.arange(self._num_rows)[index] for index in here])
+
+    def __call__(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's `rows` of a batch, [R, ...] each, as global arrays [B, ...]."""
+        return self._place(rows, self.shardings, 0)
+
+    def stack(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The same for batches of several steps on end: [S, R, ...] become [S, B, ...]."""
+        return self._place(rows, self.stacked, 1)
+
+    def _place(self, rows, shardings, axis):
+        def array(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
+            def shard(index: Any) -> np.ndarray:
+                wanted = range(*index[axis].indices(self._num_rows))
+                first = int(np.searchsorted(self.rows, wanted.start))
+                here = slice(first, first + len(wanted))
+                return local[(*index[:axis], here, *index[axis + 1 :])]
+
+            shape = (*local.shape[:axis], self._num_rows, *local.shape[axis + 1 :])
+            return jax.make_array_from_callback(shape, sharding, shard)
+
+        return {name: array(local, shardings[name]) for name, local in rows.items()}
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a global batch that the replicas cannot share evenly."""
-    replicas = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    if batch_size % replicas:
-        raise ValueError(
-            f"batch size {batch_size} must divide over data x fsdp = {replicas}; "
-            f"take a multiple of {replicas} or another mesh"
-        )
-
-
-def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """The sharding of each parameter, from the axis names that its model gave it.
+def shardings(boxed: Any, mesh: Mesh, kind: str = "parameter") -> Any:
+    """The sharding of each array, from the names of its axes.
 
     Args:
       boxed: a pytree whose leaves are `nn.LogicallyPartitioned` arrays or shapes, as
         `jax.eval_shape(module.init, ...)` returns them; leaves without names are replicated.
       mesh: the mesh.
+      kind: what an error calls one of them.
 
     Returns:
       The same tree, unboxed, of `NamedSharding`.
 
     Raises:
-      ValueError: if a mesh axis does not divide a parameter, naming both and the sizes that would.
+      ValueError: if a mesh axis does not divide an array, naming both and the sizes that would.
     """
 
     def sharding(path, leaf):
         if not isinstance(leaf, nn.meta.AxisMetadata):
             return replicated(mesh)
-        entries = [
-            _mesh_axes(name, extent, mesh, path)
-            for name, extent in zip(leaf.names, leaf.unbox().shape, strict=True)
-        ]
+        entries: list[tuple[str, ...] | None] = []
+        for name, extent in zip(leaf.names, leaf.unbox().shape, strict=True):
+            taken = {axis for entry in entries for axis in entry or ()}
+            axes = tuple(a for a in RULES[name] if a not in taken and mesh.shape[a] > 1)
+            where = f"{kind} {jax.tree_util.keystr(path, simple=True, separator='/')}"
+            entries.append(_fitting(axes, name, extent, mesh, where))
         return NamedSharding(mesh, PartitionSpec(*entries))
 
     return jax.tree_util.tree_map_with_path(
@@ -140,18 +194,21 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     )
 
 
-def _mesh_axes(name: str, extent: int, mesh: Mesh, path: Any) -> tuple[str, ...] | None:
-    axes = RULES[name]
+def _fitting(
+    axes: tuple[str, ...], name: str, extent: int, mesh: Mesh, where: str
+) -> tuple[str, ...] | None:
+    """The mesh axes, if together they divide the extent."""
     ways = math.prod(mesh.shape[axis] for axis in axes)
     if extent % ways == 0:
         return axes or None
     if name in WHOLE_IF_UNEVEN:
         return None
+    over = " x ".join(axes)
     fitting = [n for n in range(1, extent + 1) if extent % n == 0 and n <= mesh.size]
     raise ValueError(
-        f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')}: axis {name!r} of "
-        f"{extent} does not divide over mesh axis {'x'.join(axes)}={ways}; "
+        f"{where}: axis {name!r} of {extent} does not divide over mesh axis {over}={ways}; "
         f"sizes that would: {', '.join(map(str, fitting))}"
+        + (f"; or a multiple of {ways} rows a batch" if name == "batch" else "")
     )
 
 
@@ -161,8 +218,8 @@ def sharded(init: Callable[[], Any], mesh: Mesh) -> Callable[[], Any]:
     Returns:
       A function of nothing, for what `init` returns, unboxed, sharded by the names of its boxes.
     """
-    shardings = param_shardings(jax.eval_shape(init), mesh)
-    compiled = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=shardings)
+    where = shardings(jax.eval_shape(init), mesh)
+    compiled = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=where)
 
     def run() -> Any:
         with use(mesh):
@@ -174,10 +231,3 @@ def sharded(init: Callable[[], Any], mesh: Mesh) -> Callable[[], Any]:
 def init_sharded(init: Callable[[], Any], mesh: Mesh) -> Any:
     """What `init` returns, unboxed and made where it will live (`sharded`)."""
     return sharded(init, mesh)()
-
-
-def place(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """This process's rows of a global batch, as global arrays."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }

@@ -32,11 +32,11 @@ import optax
 from jax.sharding import Mesh
 
 from lineage_jax import sharding
-from lineage_jax.data.packing import Batches
+from lineage_jax.data.packing import Batches, shapes
 from lineage_jax.train.checkpoint import Checkpoints
-from lineage_jax.train.loop import make_eval_step
 from lineage_jax.train.metrics import write_json
 from lineage_jax.train.optim import OptimizerConfig, decay_start, learning_rate
+from lineage_jax.train.program import make_eval_step
 from lineage_jax.train.progress import Progress
 from lineage_jax.train.state import TrainState
 from lineage_jax.train.step import LossFn, make_train_step, many_steps
@@ -156,7 +156,8 @@ def run(sweep: Sweep, folder: str | os.PathLike, mesh: Mesh, progress: Progress)
     Raises:
       ValueError: if the folder holds another sweep, or the mesh does not fit the batch.
     """
-    sharding.check_batch_size(sweep.train.batch_size, mesh)
+    arrays = shapes(sweep.train.batch_size, sweep.train.seq_len)
+    feed = sharding.Feed(sharding.named(arrays, ("batch", "length")), mesh)
     work = Folder(pathlib.Path(folder), sweep)
     bar = progress.add(f"sweep {sweep.name}", expected_points(sweep))
     programs: dict[str, Program] = {}
@@ -168,7 +169,7 @@ def run(sweep: Sweep, folder: str | os.PathLike, mesh: Mesh, progress: Progress)
                     continue
                 size = group[0][0].size
                 if size.name not in programs:
-                    programs[size.name] = Program(sweep, size, mesh)
+                    programs[size.name] = Program(sweep, size, mesh, feed)
                 make_points(group, programs[size.name], work, progress)
                 break
         else:  # every trial that is left is another worker's
@@ -233,15 +234,14 @@ def grouped(sweep: Sweep, wanted: Sequence[tuple[Trial, int]]) -> Iterator[list[
 class Program:
     """The compiled training and evaluation of one size, for every learning rate and budget."""
 
-    def __init__(self, sweep: Sweep, size: Size, mesh: Mesh):
-        self.sweep, self.size, self.mesh = sweep, size, mesh
+    def __init__(self, sweep: Sweep, size: Size, mesh: Mesh, feed: sharding.Feed):
+        self.sweep, self.size, self.mesh, self.feed = sweep, size, mesh, feed
 
         def create():
             params = size.init(jax.random.key(sweep.seed))
             return TrainState.create(params, size.tx, seed=sweep.seed)
 
         self.initial_state = sharding.sharded(create, mesh)
-        self.rows = sharding.stack_sharding(mesh)
         step = make_train_step(size.loss_fn, size.tx, max_grad_norm=sweep.optimizer.max_grad_norm)
         self.steps = jax.jit(many_steps(step), donate_argnums=0)
         self.lane_steps = jax.jit(jax.vmap(many_steps(step), in_axes=(0, None, 0)))
@@ -274,7 +274,8 @@ class Program:
         carry = states[0] if lanes == 1 else jax.tree.map(lambda *x: jnp.stack(x), *states)
         with sharding.use(self.mesh):
             for step in range(start, stop, CHUNK):
-                batches = sharding.place(self.sweep.train.stack(step, CHUNK), self.rows)
+                rows = self.sweep.train.stack(step, CHUNK, self.feed.rows)
+                batches = self.feed.stack(rows)
                 rate = np.array([rates(s) for s in range(step, step + CHUNK)], np.float32).T
                 if lanes == 1:
                     carry, metrics = self.steps(carry, batches, rate[0])
@@ -290,7 +291,8 @@ class Program:
 
     def heldout_loss(self, state: TrainState) -> float:
         """Nats per token over the sweep's evaluation batches; NaN if not finite."""
-        batches = sharding.place(self.sweep.heldout.stack(0, self.sweep.eval_batches), self.rows)
+        rows = self.sweep.heldout.stack(0, self.sweep.eval_batches, self.feed.rows)
+        batches = self.feed.stack(rows)
         with sharding.use(self.mesh):
             total, count = jax.device_get(self.evaluate(state, batches)["loss"])
         return float(np.sum(total, dtype=np.float64) / np.sum(count, dtype=np.float64))

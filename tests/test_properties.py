@@ -18,7 +18,7 @@ import experiments.gpt
 from lineage_jax import sharding
 from lineage_jax.lineage import LINEAGE
 from lineage_jax.models import gpt
-from lineage_jax.nn import LayerNorm, segment_mask
+from lineage_jax.nn import LayerNorm
 from lineage_jax.sharding import RULES, MeshConfig
 from lineage_jax.train.optim import OptimizerConfig, adamw
 from lineage_jax.train.state import TrainState
@@ -75,7 +75,7 @@ def gpt_logits(model, params, batch):
 
 def gpt_by_hand(config, params, batch):
     index = jnp.arange(batch["tokens"].shape[1])[None]
-    shared = (index, index, segment_mask(batch["segment_ids"], batch["segment_ids"]))
+    shared = (index, index, batch["segment_ids"])
     table = params["embed"]["table"]
     x = table[batch["tokens"]] + params["positions"]["table"][batch["positions"]]
     for layer, window in enumerate(gpt.windows(config)):
@@ -264,8 +264,11 @@ def test_sharded_over_eight_devices_is_one_device(
         is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata),
     )
     state = TrainState.create(rebox, RECORDING)
-    state = jax.device_put(nn.meta.unbox(state), sharding.param_shardings(state, mesh))
-    rows = jax.device_put(batch, sharding.batch_sharding(mesh))
+    state = jax.device_put(nn.meta.unbox(state), sharding.shardings(state, mesh))
+    arrays = {name: (x.shape, x.dtype) for name, x in batch.items()}
+    rows = sharding.Feed(sharding.named(arrays, ("batch", "length")), mesh)(
+        {name: np.asarray(x) for name, x in batch.items()}
+    )
     with sharding.use(mesh):
         new, metrics = jax.jit(recorded_step)(state, rows, RATE)
 

@@ -88,50 +88,42 @@ class Batches:
         """How often the stream has been passed through before `step`."""
         return step * self.batch_size / self.num_rows
 
-    def __call__(
-        self, step: int, process_index: int = 0, process_count: int = 1
-    ) -> dict[str, np.ndarray]:
-        """The batch of one step, or one process's contiguous slice of it.
+    def __call__(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The batch of one step, or the given rows of it, such as one process's.
 
         Returns:
           `tokens`, `targets`, `positions`, `segment_ids`, int32 [B, T], and `mask`, bool [B, T],
           True where the target counts.
         """
-        batch = self.stack(step, 1, process_index, process_count)
+        batch = self.stack(step, 1, rows)
         return {name: array[0] for name, array in batch.items()}
 
     def stack(
-        self, first_step: int, num_steps: int, process_index: int = 0, process_count: int = 1
+        self, first_step: int, num_steps: int, rows: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """The batches of several steps on end, [S, B, T], for a scan over steps.
 
         Raises:
-          ValueError: `batch_size` does not divide among the processes; or, without `shuffle`, a
-            step is past the last batch.
+          ValueError: without `shuffle`, a step is past the last batch.
         """
-        if self.batch_size % process_count:
-            raise ValueError(
-                f"wanted a batch size that {process_count} processes share evenly, came "
-                f"{self.batch_size}; change --data.batch-size"
-            )
         if not self.shuffle and first_step + num_steps > self.num_batches:
             raise ValueError(
                 f"wanted a step below {self.num_batches}, the batches of one pass, "
                 f"came {first_step + num_steps - 1}"
             )
-        share = self.batch_size // process_count
+        rows = np.arange(self.batch_size) if rows is None else rows
         first = np.arange(first_step, first_step + num_steps) * self.batch_size
-        places = first[:, None] + process_index * share + np.arange(share)  # S B
-        rows = self._rows(places.ravel()) if self.shuffle else places.ravel()
-        shape = (num_steps, share, self.seq_len)
-        return {name: array.reshape(shape) for name, array in self._cut(rows).items()}
+        places = first[:, None] + rows  # S B
+        cut = self._cut(self._rows(places.ravel()) if self.shuffle else places.ravel())
+        shape = (*places.shape, self.seq_len)
+        return {name: array.reshape(shape) for name, array in cut.items()}
 
-    def to_grain(self, process_index: int = 0, process_count: int = 1) -> "grain.MapDataset":
+    def to_grain(self, rows: np.ndarray | None = None) -> "grain.MapDataset":
         """The same batches as an endless `grain.MapDataset`, element = step, to map or prefetch."""
         import grain
 
         steps = grain.MapDataset.range(2**31 if self.shuffle else self.num_batches)
-        return steps.map(lambda step: self(int(step), process_index, process_count))
+        return steps.map(lambda step: self(int(step), rows))
 
     def _rows(self, places: np.ndarray) -> np.ndarray:
         """The row at each place of the endless run of epochs."""
@@ -160,6 +152,13 @@ class Batches:
             "segment_ids": np.where(real, segments, 0).astype(np.int32)[:, :-1],
             "mask": real[:, 1:] & (document[:, 1:] == document[:, :-1]),
         }
+
+
+def shapes(batch_size: int, seq_len: int) -> dict[str, tuple[tuple[int, int], type]]:
+    """Shape and type of each array of a batch of packed text."""
+    integers = ("tokens", "targets", "positions", "segment_ids")
+    types: dict[str, type] = {**dict.fromkeys(integers, np.int32), "mask": np.bool_}
+    return {name: ((batch_size, seq_len), dtype) for name, dtype in types.items()}
 
 
 @functools.lru_cache(maxsize=8)

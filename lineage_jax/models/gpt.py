@@ -27,12 +27,11 @@ from lineage_jax.nn import (
     Embed,
     KVCache,
     LayerNorm,
+    Mask,
     Remat,
-    causal_mask,
-    segment_mask,
     stack,
 )
-from lineage_jax.typing import Array, Bool, Float, Int, Precision
+from lineage_jax.typing import Array, Float, Int, Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,11 +199,11 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        shared: tuple[Int[Array, "#B T"], Int[Array, "#B S"], Bool[Array, "#B 1 T S"] | None],
+        shared: tuple[Int[Array, "#B T"], Int[Array, "#B S"], Int[Array, "B T"] | None],
         per_layer: tuple[Int[Array, ""], KVCache | None],
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         c = self.config
-        (queries, keys, same_segment), (window, cache) = shared, per_layer
+        (queries, keys, segments), (window, cache) = shared, per_layer
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         head_dim = c.head_dim or c.embed_dim // c.num_heads
         out_std = c.init_std / math.sqrt(2 * c.num_layers) if c.norm_first else c.init_std
@@ -222,9 +221,7 @@ class Block(nn.Module):
         )
         mlp = MLP(c.mlp_dim or 4 * c.embed_dim, nn.gelu, c.init_std, out_std, name="mlp", **types)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
-        mask = causal_mask(queries, keys, window)
-        if same_segment is not None:
-            mask &= same_segment
+        mask = Mask(queries, keys, segments, segments, window)
         if c.norm_first:  # GPT-2, section 2.3
             attended, cache = attention(attention_norm(x), mask, queries, cache, self.train)
             x = x + drop(attended)
@@ -282,11 +279,10 @@ class GPT(nn.Module):
         x = nn.Dropout(c.dropout_rate, deterministic=not train)(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
 
-        same_segment = None if segment_ids is None else segment_mask(segment_ids, segment_ids)
         queries, keys = index, index
         if cache is not None:
             queries, keys = positions, jnp.arange(cache.keys.shape[2])[None]  # B T, 1 S
-        shared, per_layer = (queries, keys, same_segment), (windows(c), cache)
+        shared, per_layer = (queries, keys, segment_ids), (windows(c), cache)
         blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
         x, cache = blocks(c, train, name="blocks")(x, shared, per_layer)
         if c.norm_first:

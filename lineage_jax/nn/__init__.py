@@ -3,7 +3,7 @@
 from lineage_jax.nn.attention import Attention, KVCache, dot_product_attention
 from lineage_jax.nn.embed import Embed
 from lineage_jax.nn.linear import Linear, project
-from lineage_jax.nn.masks import causal_mask, segment_mask
+from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP
 from lineage_jax.nn.norms import LayerNorm
 from lineage_jax.nn.stack import Remat, stack
@@ -15,6 +15,7 @@ __all__ = [
     "KVCache",
     "LayerNorm",
     "Linear",
+    "Mask",
     "Remat",
     "causal_mask",
     "dot_product_attention",

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lineage_jax.nn.linear import Linear
+from lineage_jax.nn.masks import Mask
 from lineage_jax.nn.norms import without_ones
+from lineage_jax.nn.ring import ring_attention
+from lineage_jax.nn.split import split
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key gives an average and not NaN
@@ -47,6 +50,25 @@ def dot_product_attention(
     stacked = weights.reshape(batch, num_groups, -1, weights.shape[-1])  # B G (H/G T) S
     attended = jnp.einsum("bgts,bsgk->bgtk", stacked, values)
     return attended.reshape(batch, num_heads, length, head_dim).swapaxes(1, 2)  # B T H K
+
+
+def attend(
+    query: Float[Array, "B T H K"],
+    keys: Float[Array, "B S G K"],
+    values: Float[Array, "B S G K"],
+    mask: Mask,
+    dropout: nn.Module | None = None,
+) -> Float[Array, "B T H K"]:
+    """`dot_product_attention`, by a ring where the mesh splits the sequence.
+
+    With dropout on the weights, or queries that are not all positions of the keys (a cache), the
+    keys and values are gathered instead.
+    """
+    length = split("length")
+    own = dropout is None and query.shape[1] == keys.shape[1]
+    if length is not None and own and query.shape[1] % length[1] == 0:
+        return ring_attention(query, keys, values, mask, length[0])
+    return dot_product_attention(query, keys, values, mask.dense(), dropout)
 
 
 class KVCache(NamedTuple):
@@ -91,7 +113,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "#B 1 T S"],
+        mask: Mask,
         positions: Int[Array, "#B T"],
         cache: KVCache | None = None,
         train: bool = False,
@@ -119,7 +141,7 @@ class Attention(nn.Module):
         dropout = None
         if train and self.dropout_rate:
             dropout = nn.Dropout(self.dropout_rate, deterministic=False)
-        attended = dot_product_attention(query, keys, values, mask, dropout)  # B T H K
+        attended = attend(query, keys, values, mask, dropout)  # B T H K
         out = Linear(
             (self.num_heads, self.head_dim),
             (width,),

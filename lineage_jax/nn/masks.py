@@ -1,4 +1,9 @@
-"""Who may attend to whom: boolean masks, True where a query may read a key."""
+"""Who may attend to whom, as what decides it, and as a table: True where a query reads a key."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
 
 from lineage_jax.typing import Array, Bool, Int
 
@@ -20,6 +25,37 @@ def causal_mask(
     return visible if window is None else visible & (distance < window)
 
 
-def segment_mask(queries: Int[Array, "B T"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
+def segment_mask(queries: Int[Array, "#B T"], keys: Int[Array, "#B S"]) -> Bool[Array, "#B 1 T S"]:
     """A query reads keys of its own document: documents packed in one row do not meet."""
     return queries[:, None, :, None] == keys[:, None, None, :]
+
+
+@struct.dataclass
+class Mask:
+    """Which keys each query reads, without the table of T S answers until it is asked for.
+
+    Attributes:
+      queries, keys: index of each query and key in its sequence, [#B, T] and [#B, S].
+      query_segments, key_segments: which document each belongs to; None where there is one.
+      window: how many keys a query reads at most, itself included; None reads all.
+      causal: whether a query reads only keys that are not after it.
+    """
+
+    # Any: a pytree also holds shardings or shapes in the places of its arrays.
+    queries: Any
+    keys: Any
+    query_segments: Any = None
+    key_segments: Any = None
+    window: Any = None
+    causal: bool = struct.field(pytree_node=False, default=True)
+
+    def dense(self) -> Bool[Array, "#B 1 T S"]:
+        """The table."""
+        if self.causal:
+            table = causal_mask(self.queries, self.keys, self.window)
+        else:
+            distance = jnp.abs(self.queries[:, None, :, None] - self.keys[:, None, None, :])
+            table = distance < (jnp.iinfo(jnp.int32).max if self.window is None else self.window)
+        if self.query_segments is not None:
+            table &= segment_mask(self.query_segments, self.key_segments)
+        return table

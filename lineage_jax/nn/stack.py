@@ -1,9 +1,13 @@
 """Depth: one block, repeated."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 from flax import linen as nn
+
+from lineage_jax.nn.pipeline import pipeline, schedule
+from lineage_jax.nn.split import split, ways
 
 Remat = Literal["none", "dots", "full"]
 """What the backward pass recomputes: nothing, all but matrix products, or all of a block."""
@@ -16,8 +20,11 @@ POLICIES = {
 
 def stack(
     block: type[nn.Module], num_layers: int, *, remat: Remat = "none", unroll: int = 1
-) -> type[nn.Module]:
+) -> Callable[..., Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]]:
     """A module of `num_layers` blocks in turn, as one `lax.scan`, compiled once for any depth.
+
+    Where the mesh splits the layers, whole sequences pass through them as a pipeline instead
+    (`lineage_jax.nn.pipeline`); blocks that return an output, such as a cache, stay a scan.
 
     Args:
       block: a module whose call takes `(x, shared, per_layer)` and returns `(x, output)`, where
@@ -28,13 +35,13 @@ def stack(
       unroll: how many layers one iteration of the scan holds; `num_layers` makes a plain loop.
 
     Returns:
-      A module with the fields of `block`, whose parameters have a leading axis named "layers" and
-      whose output is the blocks' outputs, stacked.
+      From the fields of `block` and a name, a function of `(x, shared, per_layer)`. The blocks'
+      parameters have a leading axis named "layers", and the outputs come stacked.
     """
     if remat != "none":
         # Inside a scan the compiler cannot merge the recomputation with the forward pass.
         block = nn.remat(block, policy=POLICIES[remat], prevent_cse=False)
-    return nn.scan(
+    scanned = nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
@@ -43,3 +50,30 @@ def stack(
         unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+    def build(*fields: Any, name: str) -> Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]:
+        blocks = scanned(*fields, name=name)
+
+        def layer(x, shared, inputs, key):
+            params, per_layer = inputs
+            rngs = {} if key is None else {"dropout": key}
+            return block(*fields).apply({"params": params}, x, shared, per_layer, rngs=rngs)
+
+        def call(x: jax.Array, shared: Any, per_layer: Any) -> tuple[jax.Array, Any]:
+            stages = split("layers")
+            if stages is None or blocks.is_initializing():
+                return blocks(x, shared, per_layer)
+            layers = (blocks.variables["params"], per_layer)
+            first = jax.tree.map(lambda leaf: leaf[0], layers)
+            key = blocks.make_rng("dropout") if blocks.has_rng("dropout") else None
+            _, output = jax.eval_shape(layer, x, shared, first, key)
+            if jax.tree.leaves(output):
+                return blocks(x, shared, per_layer)
+            axis, count = stages
+            plan = schedule(count, num_layers, x.shape[0] // ways("batch", but=axis))
+            run = lambda *inputs: layer(*inputs)[0]  # noqa: E731
+            return pipeline(run, x, shared, layers, key, plan, axis), output
+
+        return call
+
+    return build

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 from etils import epath
 from jax.sharding import Mesh
 
 from lineage_jax import sharding
+from lineage_jax.sharding import Feed
 from lineage_jax.train.checkpoint import Checkpoints
 from lineage_jax.train.metrics import (
     JsonLines,
@@ -25,9 +25,9 @@ from lineage_jax.train.metrics import (
     peak_flops,
     write_json,
 )
+from lineage_jax.train.program import Program
 from lineage_jax.train.progress import Progress
 from lineage_jax.train.state import TrainState
-from lineage_jax.train.step import LossFn, make_train_step, many_steps
 from lineage_jax.typing import Params, PRNGKeyArray
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
@@ -73,68 +73,34 @@ class Task:
 
     Attributes:
       name: of the experiment.
-      init: from a key, the boxed parameters and `extra`.
-      loss_fn: the objective in training; `eval_loss_fn` the same without dropout.
-      tx: the optimiser, whose update takes `learning_rate`.
+      program: what is compiled.
       learning_rate: of each step, from 0.
-      train_batch: this process's rows of the batch of each step.
-      eval_batches: this process's rows of each evaluation batch, in turn.
-      batch_size: rows of a global batch.
-      tokens_per_step: of a global batch, padding included.
-      flops_per_token: of the forward and backward pass, for MFU.
-      max_grad_norm: see `make_train_step`.
-      after: see `make_train_step`.
+      train_batch: the given rows of the global batch of a step.
+      eval_batches: the given rows of each evaluation batch, in turn.
       summarise: adds what follows from an evaluation's means (bits per byte from the loss).
       sample: from parameters and a key, text to look at, or None.
       provenance: what the record of a run says of its data; plain JSON types.
     """
 
     name: str
-    init: Callable[[PRNGKeyArray], tuple[Any, Any]]
-    loss_fn: LossFn
-    eval_loss_fn: LossFn
-    tx: optax.GradientTransformation
+    program: Program
     learning_rate: Callable[[int], float]
-    train_batch: Callable[[int], Mapping[str, np.ndarray]]
-    eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
-    batch_size: int
-    tokens_per_step: int
-    flops_per_token: int
-    max_grad_norm: float | None = None
-    after: Callable[[Params, Any], Any] | None = None
+    train_batch: Callable[[int, np.ndarray], Mapping[str, np.ndarray]]
+    eval_batches: Callable[[np.ndarray], Iterable[Mapping[str, np.ndarray]]]
     summarise: Callable[[dict[str, float]], dict[str, float]] = lambda means: means
     sample: Callable[[Params, PRNGKeyArray], str] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def initial_state(task: Task, mesh: Mesh, seed: int) -> TrainState:
-    """The state before the first step, each array made where it lives on the mesh."""
-
-    def create():
-        params, extra = task.init(jax.random.key(seed))
-        return TrainState.create(params, task.tx, seed=seed, extra=extra)
-
-    return sharding.init_sharded(create, mesh)
-
-
-def evaluate(eval_step: Callable, state: TrainState, task: Task, mesh: Mesh) -> dict[str, float]:
+def evaluate(eval_step: Callable, state: TrainState, task: Task, feed: Feed) -> dict[str, float]:
     """Means of the metrics over every evaluation batch, weighted by their counts."""
     sums: dict[str, np.ndarray] = {}
-    for batch in task.eval_batches():
-        metrics = eval_step(state, sharding.place(batch, sharding.batch_sharding(mesh)))
+    for batch in task.eval_batches(feed.rows):
+        metrics = eval_step(state, feed(batch))
         for name, pair in jax.device_get(metrics).items():
             sums[name] = sums.get(name, 0.0) + np.asarray(pair, np.float64)
     means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
     return task.summarise(means)
-
-
-def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Any]:
-    """The metrics of one batch, with no update."""
-
-    def eval_step(state, batch):
-        return loss_fn(state.params, state.extra, batch, state.rng())[1][1]
-
-    return eval_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,13 +141,8 @@ def train(
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sharding.check_batch_size(task.batch_size, mesh)
-    if task.batch_size % config.accumulate:
-        raise ValueError(
-            f"batch size {task.batch_size} does not divide in accumulate={config.accumulate} "
-            "micro-batches; choose one that divides it"
-        )
-    state = initial_state(task, mesh, config.seed)
+    task.program.train_steps(mesh, accumulate=config.accumulate)  # refuses what does not divide
+    state = task.program.initial_state(mesh, config.seed)
     with (
         Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints) as checkpoints,
         Interruption() as interruption,
@@ -275,29 +236,11 @@ class Run:
         self.evaluation: dict[str, float] = {}
         self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
         self.writers: list[Writer] = [self.metrics, *writers]
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        batch, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        step = make_train_step(
-            task.loss_fn,
-            task.tx,
-            accumulate=config.accumulate,
-            max_grad_norm=task.max_grad_norm,
-            after=task.after,
-        )
-        self.stacked_batch = sharding.stack_sharding(mesh)
-        self.train_steps = jax.jit(
-            many_steps(step),
-            in_shardings=(shardings, self.stacked_batch, whole),
-            out_shardings=(shardings, whole),
-            donate_argnums=0,
-        )
+        self.feed = Feed(task.program.batch, mesh)
+        self.train_steps = task.program.train_steps(mesh, accumulate=config.accumulate)
+        self.eval_step = task.program.eval_step(mesh)
         device = mesh.devices.flat[0]
         self.steps_per_call = config.steps_per_call or (5 if device.platform == "cpu" else 1)
-        self.eval_step = jax.jit(
-            make_eval_step(task.eval_loss_fn),
-            in_shardings=(shardings, batch),
-            out_shardings=whole,
-        )
         self.peak, self.peak_source = peak_flops(device)
 
     def to_the_end(self) -> Result:
@@ -329,7 +272,7 @@ class Run:
                     self.checkpoints.wait()
                     raise SystemExit(EXIT_PREEMPTED)
             if not self.evaluation:  # a run that was already at its end
-                self.evaluation = evaluate(self.eval_step, self.state, self.task, self.mesh)
+                self.evaluation = evaluate(self.eval_step, self.state, self.task, self.feed)
         self.close(None)
         return Result(self.state, self.evaluation)
 
@@ -344,11 +287,10 @@ class Run:
         # All or one, so that there are at most two programs to compile.
         num_steps = self.steps_per_call if left >= self.steps_per_call else 1
         steps = range(self.step, self.step + num_steps)
-        rows = [task.train_batch(step) for step in steps]
+        rows = [task.train_batch(step, self.feed.rows) for step in steps]
         stacked = {name: np.stack([batch[name] for batch in rows]) for name in rows[0]}
         rates = np.array([task.learning_rate(step) for step in steps], np.float32)
-        batches = sharding.place(stacked, self.stacked_batch)
-        self.state, metrics = self.train_steps(self.state, batches, rates)
+        self.state, metrics = self.train_steps(self.state, self.feed.stack(stacked), rates)
         self.step = steps.stop
         self.pending.append((steps, {**metrics, "learning_rate": (rates, np.ones(len(rates)))}))
 
@@ -379,7 +321,7 @@ class Run:
         return loss
 
     def evaluate(self) -> None:
-        self.evaluation = evaluate(self.eval_step, self.state, self.task, self.mesh)
+        self.evaluation = evaluate(self.eval_step, self.state, self.task, self.feed)
         values = {f"eval_{name}": value for name, value in self.evaluation.items()}
         for writer in self.writers:
             writer.write(self.step, values)
@@ -401,8 +343,9 @@ class Run:
         self.saved_step = self.step
 
     def speed(self, steps_per_second: float) -> str:
-        tokens = steps_per_second * self.task.tokens_per_step
-        mfu = tokens * self.task.flops_per_token / (self.peak * self.mesh.size)
+        program = self.task.program
+        tokens = steps_per_second * program.tokens_per_step
+        mfu = tokens * program.flops_per_token / (self.peak * self.mesh.size)
         return f"{tokens:,.0f} tokens/s  MFU {mfu:.0%} of {self.peak_source}"
 
     def status(self, state: str, why: str = "") -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lineage_jax.data import Batches
+from lineage_jax.data.packing import shapes
 from lineage_jax.data.tokens import join
 
 NAMES = ("tokens", "targets", "positions", "segment_ids", "mask")
@@ -131,30 +132,36 @@ def test_the_order_of_rows_is_the_same_on_every_machine_and_version():
     assert met == [3, 5, 2, 7, 0, 6, 1, 4, 0, 6, 5, 3, 4, 7, 2, 1]  # Philox's, for ever
 
 
-@pytest.mark.parametrize("process_count", [2, 3, 6])
-def test_processes_hold_contiguous_slices_of_the_same_global_batch(process_count):
+@pytest.mark.parametrize("rows", [[0, 1, 2], [5], [1, 4], [0, 1, 2, 3, 4, 5]])
+def test_some_rows_of_a_batch_are_those_of_the_whole(rows):
+    rows = np.array(rows)
     for shuffle in (True, False):
         batches = Batches(RAGGED, batch_size=6, seq_len=5, shuffle=shuffle)
-        whole = batches(1)
-        parts = [batches(1, p, process_count) for p in range(process_count)]
+        whole, part = batches(1), batches(1, rows)
         for name in NAMES:
-            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), whole[name])
+            np.testing.assert_array_equal(part[name], whole[name][rows])
 
 
 def test_stacked_steps_are_the_steps():
     batches = Batches(RAGGED, batch_size=4, seq_len=5, seed=2)
-    for process in range(2):
-        stacked = batches.stack(1, 6, process, 2)
+    for rows in (None, np.array([1, 2])):
+        stacked = batches.stack(1, 6, rows)
         for name in NAMES:
-            steps = [batches(step, process, 2)[name] for step in range(1, 7)]
+            steps = [batches(step, rows)[name] for step in range(1, 7)]
             np.testing.assert_array_equal(stacked[name], np.stack(steps))
 
 
+def test_the_shapes_of_a_batch_are_told_without_one():
+    batch = Batches(RAGGED, batch_size=4, seq_len=5)(0)
+    told = {name: (array.shape, array.dtype.type) for name, array in batch.items()}
+    assert told == shapes(4, 5)
+
+
 def test_a_grain_dataset_of_the_batches_is_the_batches():
-    batches = Batches(RAGGED, batch_size=4, seq_len=5)
-    dataset = batches.to_grain(1, 2)
+    batches, rows = Batches(RAGGED, batch_size=4, seq_len=5), np.array([2, 3])
+    dataset = batches.to_grain(rows)
     for step in (0, 7, 1000):
-        np.testing.assert_array_equal(dataset[step]["tokens"], batches(step, 1, 2)["tokens"])
+        np.testing.assert_array_equal(dataset[step]["tokens"], batches(step, rows)["tokens"])
     assert len(Batches(RAGGED, batch_size=4, seq_len=5, shuffle=False).to_grain()) == 3
 
 
@@ -176,8 +183,3 @@ def test_a_stream_with_nothing_to_predict_is_refused():
     for stream in (stream_of(1, 1, 1), join([], 10, None)):
         with pytest.raises(ValueError, match="at least two tokens in a document"):
             Batches(stream, batch_size=1, seq_len=4)
-
-
-def test_a_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="that 3 processes share evenly, came 4"):
-        Batches(RAGGED, batch_size=4, seq_len=4)(0, 0, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lineage_jax.nn import Attention, KVCache, causal_mask, dot_product_attention
+from lineage_jax.nn import Attention, KVCache, Mask, dot_product_attention
 
 BATCH, QUERIES, KEYS, WIDTH = 2, 5, 7, 3
 
@@ -77,13 +77,13 @@ def test_half_precision_stays_near_float32():
 def test_reading_token_by_token_into_a_cache_is_reading_at_once():
     attention = Attention(num_heads=4, num_kv_heads=2, head_dim=3, stddev=0.5, out_stddev=0.5)
     x, index = jax.random.normal(jax.random.key(1), (BATCH, KEYS, 6)), jnp.arange(KEYS)[None]
-    variables = nn.unbox(attention.init(jax.random.key(2), x, causal_mask(index, index), index))
-    expected, _ = attention.apply(variables, x, causal_mask(index, index), index)
+    mask = Mask(index, index)
+    variables = nn.unbox(attention.init(jax.random.key(2), x, mask, index))
+    expected, _ = attention.apply(variables, x, mask, index)
 
     @jax.jit
     def read(token, position, cache):
-        mask = causal_mask(position, index)
-        return attention.apply(variables, token, mask, position, cache)
+        return attention.apply(variables, token, Mask(position, index), position, cache)
 
     cache = KVCache(*(jnp.zeros((BATCH, KEYS, 2, 3)) for _ in range(2)))
     for t in range(KEYS):

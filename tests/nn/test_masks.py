@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lineage_jax.nn import causal_mask, segment_mask
+from lineage_jax.nn import Mask, causal_mask, segment_mask
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 7])
@@ -30,3 +30,13 @@ def test_documents_of_one_row_do_not_meet():
     mask = segment_mask(segments, segments)
     expected = np.asarray([[[a == b for b in row] for a in row] for row in segments.tolist()])
     np.testing.assert_array_equal(mask[:, 0], expected)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_mask_without_its_table_gives_the_table(window):
+    index, segments = jnp.arange(5)[None], jnp.asarray([[1, 1, 2, 2, 2]])
+    causal = Mask(index, index, segments, segments, window).dense()
+    table = causal_mask(index, index, window) & segment_mask(segments, segments)
+    np.testing.assert_array_equal(causal, table)
+    both = Mask(index, index, segments, segments, window, causal=False).dense()
+    np.testing.assert_array_equal(both, table | table.swapaxes(-1, -2))
