@@ -53,7 +53,7 @@ class Program:
 
     @property
     def _tokens(self) -> jax.ShapeDtypeStruct:
-        return next(iter(self.batch.values())).unbox()
+        return next(iter(self.batch.values())).value
 
     def state(self, seed: int) -> TrainState:
         """The state before the first step, boxed."""
@@ -78,7 +78,7 @@ class Program:
         feed = sharding.Feed(self.batch, mesh)
         return {
             name: jax.ShapeDtypeStruct(
-                (num_steps, *box.unbox().shape), box.unbox().dtype, sharding=feed.stacked[name]
+                (num_steps, *box.value.shape), box.value.dtype, sharding=feed.stacked[name]
             )
             for name, box in self.batch.items()
         }
@@ -125,11 +125,10 @@ class Program:
     def compile_for(self, mesh: Mesh, *, accumulate: int = 1) -> Any:
         """The compiled step of a mesh whose devices need not be here, nor exist."""
         rate = jax.ShapeDtypeStruct((1,), jnp.float32, sharding=sharding.replicated(mesh))
+        arguments = (self.abstract_state(mesh), self.abstract_batches(mesh, 1), rate)
+        steps = self.train_steps(mesh, accumulate=accumulate)
         with sharding.use(mesh):
-            lowered = self.train_steps(mesh, accumulate=accumulate).lower(
-                self.abstract_state(mesh), self.abstract_batches(mesh, 1), rate
-            )
-        return lowered.compile()
+            return steps.lower(*arguments).compile()
 
 
 def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Any]:
