@@ -102,7 +102,8 @@ def pipeline(
             """What the last stage has finished goes back to the first, for the next round."""
             came = jax.lax.ppermute(done, axis, after)
             task = turn - stages
-            back = queue.at[jnp.maximum(task, 0) % count].set(came)
+            place = jnp.maximum(task, 0) % count
+            back = jax.lax.dynamic_update_index_in_dim(queue, came, place, 0)
             return came, jnp.where((here == 0) & (task >= 0), back, queue)
 
         def turn(carry, number):

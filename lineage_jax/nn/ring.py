@@ -21,11 +21,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from lineage_jax.nn.masks import Mask
+from lineage_jax.nn.split import undivided
 from lineage_jax.typing import Array, Float
+
+put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
 
 MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def ring_attention(
     query: Float[Array, "B T H K"],
     keys: Float[Array, "B T G K"],
@@ -43,16 +47,65 @@ def ring_attention(
       mask: where queries and keys are the same positions, of rising index if it is causal.
       axis: of the mesh in use.
     """
+    return _forward(query, keys, values, mask, axis)[0]
+
+
+def _forward(query, keys, values, mask, axis):
     ways = jax.sharding.get_abstract_mesh().shape[axis]
     chunks = 2 if mask.causal and query.shape[1] % (2 * ways) == 0 else 1
     turn = Turns(axis, ways, chunks, mask.causal)
-    local = functools.partial(_local, turn=turn)
+    groups = keys.shape[2]
+
+    def local(query, keys, values, mask):
+        mask = jax.tree.map(lambda x: turn.deal(x) if x.ndim == 2 else x, mask)
+        query = turn.deal_heads(query, groups)
+        keys, values = (turn.deal_heads(x, groups)[:, :, :, 0] for x in (keys, values))
+        out, log_total = attend(query, keys, values, mask, turn)
+        return turn.collect_heads(out), (query, keys, values, mask, out, log_total)
+
     along = P(None, axis)
     masks = jax.tree.map(lambda x: along if jnp.ndim(x) == 2 else P(), mask)
     mapped = jax.shard_map(
-        local, in_specs=(along, along, along, masks), out_specs=along, axis_names={axis}
+        local,
+        in_specs=(along, along, along, masks),
+        out_specs=(along, _saved_specs(mask, axis)),
+        axis_names={axis},
     )
-    return mapped(query, keys, values, mask)
+    return undivided(mapped)(query, keys, values, mask)
+
+
+def _backward(axis, saved, out_grad):
+    query, _, _, mask, _, _ = saved
+    ways = jax.sharding.get_abstract_mesh().shape[axis]
+    turn = Turns(axis, ways, query.shape[0], mask.causal)
+
+    def local(saved, out_grad):
+        dealt = turn.deal_heads(out_grad, query.shape[2])
+        query_grad, keys_grad, values_grad = attend_backward(*saved, dealt, turn)
+        return (
+            turn.collect_heads(query_grad),
+            turn.collect_heads(keys_grad[:, :, :, None]),
+            turn.collect_heads(values_grad[:, :, :, None]),
+        )
+
+    along = P(None, axis)
+    mapped = jax.shard_map(
+        local,
+        in_specs=(_saved_specs(mask, axis), along),
+        out_specs=(along, along, along),
+        axis_names={axis},
+    )
+    return (*undivided(mapped)(saved, out_grad), None)
+
+
+ring_attention.defvjp(_forward, _backward)
+
+
+def _saved_specs(mask: Mask, axis: str) -> tuple[Any, ...]:
+    """How what the backward pass needs, dealt, is split: queries, keys, values, mask, out, log."""
+    ids = jax.tree.map(lambda x: P(None, None, axis) if jnp.ndim(x) >= 2 else P(), mask)
+    queries, keys = P(None, None, None, None, axis), P(None, None, None, axis)
+    return queries, keys, keys, ids, queries, queries
 
 
 class Turns(NamedTuple):
@@ -80,25 +133,27 @@ class Turns(NamedTuple):
         return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, ring), tree)
 
     def deal(self, x: Array) -> Array:
-        """[1, ...] as it is; the chunks [2, ...] numbered 2i, 2i + 1 to those of zigzag order."""
+        """[B, t, ...] of this device's part of the sequence to its chunks [C, B, t, ...]."""
+        x = x.reshape(x.shape[0], self.chunks, -1, *x.shape[2:]).swapaxes(0, 1)
         if self.chunks == 1:
             return x
         even = jax.lax.ppermute(x[0], self.axis, self._trades(0))
         odd = jax.lax.ppermute(x[1], self.axis, self._trades(1))
         return self._by_parity(even, odd)
 
-    def collect(self, x: Array) -> Array:
-        """The inverse of `deal`."""
-        if self.chunks == 1:
-            return x
-        even, odd = self._by_parity(x[0], x[1])
-        back = [[(to, of) for of, to in self._trades(k)] for k in (0, 1)]
-        return jnp.stack(
-            [
-                jax.lax.ppermute(even, self.axis, back[0]),
-                jax.lax.ppermute(odd, self.axis, back[1]),
-            ]
-        )
+    def deal_heads(self, x: Array, groups: int) -> Array:
+        """The same for [B, t, H, K], the heads by groups: [C, B, G, R, t, K], R to a group."""
+        x = self.deal(x)
+        return x.reshape(*x.shape[:3], groups, -1, x.shape[-1]).transpose(0, 1, 3, 4, 2, 5)
+
+    def collect_heads(self, x: Array) -> Array:
+        """The inverse: chunks [C, B, G, R, t, K] to this device's part, [B, t, H, K]."""
+        if self.chunks == 2:
+            back = [[(to, of) for of, to in self._trades(parity)] for parity in (0, 1)]
+            both = zip(self._by_parity(x[0], x[1]), back, strict=True)
+            x = jnp.stack([jax.lax.ppermute(half, self.axis, trades) for half, trades in both])
+        x = x.transpose(1, 0, 4, 2, 3, 5)  # B C t G R K
+        return x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1, x.shape[-1])
 
     def _trades(self, parity: int) -> list[tuple[int, int]]:
         """(from, to) of the chunks of one parity."""
@@ -111,34 +166,12 @@ class Turns(NamedTuple):
         return jnp.stack([jnp.where(even, a, b), jnp.where(even, b, a)])
 
 
-def _local(query, keys, values, mask, *, turn: Turns):
-    """What each device does."""
-
-    def dealt(x, heads: int | None = None):
-        """Chunks first: [C, B, t] of ids, [C, B, G, R, t, K] of heads, R to a group."""
-        x = x.reshape(x.shape[0], turn.chunks, -1, *x.shape[2:]).swapaxes(0, 1)  # C B t ...
-        if heads is not None:
-            x = x.reshape(*x.shape[:3], heads, -1, x.shape[-1])  # C B t G R K
-            x = x.transpose(0, 1, 3, 4, 2, 5)
-        return turn.deal(x)
-
-    groups = keys.shape[2]
-    mask = jax.tree.map(lambda x: dealt(x) if x.ndim == 2 else x, mask)
-    out = attend(
-        dealt(query, groups), dealt(keys, groups)[:, :, :, 0], dealt(values, groups)[:, :, :, 0],
-        mask, turn,
-    )  # fmt: skip
-    out = turn.collect(out).transpose(1, 0, 4, 2, 3, 5)  # B C t G R K
-    return out.reshape(query.shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(query, keys, values, mask, turn):
-    """Attention of dealt chunks: queries [C B G R t K], keys and values [C B G t K]."""
-    return forward(query, keys, values, mask, turn)[0]
+    """Attention of dealt chunks: queries [C B G R t K], keys and values [C B G t K].
 
-
-def forward(query, keys, values, mask, turn):
+    Returns:
+      The attended values, and the logarithm of the sum under each softmax, float32.
+    """
     by_row = query[..., 0]  # C B G R t
     state = (
         jnp.full_like(by_row, MASKED, jnp.float32),  # largest score so far
@@ -165,16 +198,15 @@ def forward(query, keys, values, mask, turn):
                 state[1][a] * keep + weights.sum(-1),
                 state[2][a] * keep[..., None] + summed,
             )
-            state = jax.tree.map(lambda all, one, a=a: all.at[a].set(one), state, new)
+            state = jax.tree.map(lambda all, one, a=a: put(all, one, a), state, new)
         return state
 
     largest, total, summed = _round(meet, state, (keys, values, _of_keys(mask)), turn)
-    out = (summed / total[..., None]).astype(query.dtype)
-    return out, (query, keys, values, mask, out, largest + jnp.log(total))
+    return (summed / total[..., None]).astype(query.dtype), largest + jnp.log(total)
 
 
-def backward(turn, saved, out_grad):
-    query, keys, values, mask, out, log_total = saved
+def attend_backward(query, keys, values, mask, out, log_total, out_grad, turn):
+    """The gradients of dealt queries, keys and values."""
     # Dao et al. 2022, appendix B.2: the sum over keys of weight times its gradient.
     inner = (out_grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     scale = 1 / math.sqrt(query.shape[-1])
@@ -191,9 +223,12 @@ def backward(turn, saved, out_grad):
             product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
             kind = query.dtype
             score_grad, weights = score_grad.astype(kind), weights.astype(kind)
-            query_grad = query_grad.at[a].add(product("bgrts,bgsk->bgrtk", score_grad, keys[b]))
-            keys_grad = keys_grad.at[b].add(product("bgrts,bgrtk->bgsk", score_grad, query[a]))
-            values_grad = values_grad.at[b].add(product("bgrts,bgrtk->bgsk", weights, out_grad[a]))
+            for_query = product("bgrts,bgsk->bgrtk", score_grad, keys[b])
+            for_keys = product("bgrts,bgrtk->bgsk", score_grad, query[a])
+            for_values = product("bgrts,bgrtk->bgsk", weights, out_grad[a])
+            query_grad = put(query_grad, query_grad[a] + for_query, a)
+            keys_grad = put(keys_grad, keys_grad[b] + for_keys, b)
+            values_grad = put(values_grad, values_grad[b] + for_values, b)
         return query_grad, (keys, values, their_mask, keys_grad, values_grad)
 
     zeros = functools.partial(jnp.zeros_like, dtype=jnp.float32)
@@ -210,11 +245,7 @@ def backward(turn, saved, out_grad):
         query_grad.astype(query.dtype),
         keys_grad.astype(keys.dtype),
         values_grad.astype(values.dtype),
-        None,
     )
-
-
-attend.defvjp(forward, backward)
 
 
 def _round(meet: Callable, state: Any, theirs: Any, turn: Turns) -> Any:

@@ -5,7 +5,8 @@ Models say nothing of this; the layers that do their work differently when it is
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -51,3 +52,21 @@ def without(axis: str) -> Iterator[None]:
         rules.append((name, tuple(a for a in names if a != axis)))
     with nn.logical_axis_rules(rules):
         yield
+
+
+def undivided(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which differentiation takes as it is or leaves, and never in part.
+
+    Where a `lax.scan` is differentiated, jax takes what does not change from turn to turn out of
+    the loop, out of a `shard_map` in it too; if that is inside another `shard_map`, the pieces
+    come out split over the axes of both, which the partitioner refuses (jax 0.10 and 0.12).
+    """
+    opaque = jax.custom_batching.custom_vmap(function)
+
+    @opaque.def_vmap
+    def rule(axis_size, in_batched, *arguments):
+        axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched)
+        out = jax.vmap(function, axes, axis_size=axis_size)(*arguments)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return opaque
