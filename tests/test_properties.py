@@ -118,7 +118,7 @@ SUBJECTS = {
             embed_dim=32,
             num_heads=4,
             num_kv_heads=2,
-            mlp_dim=48,
+            mlp_dim=96,
             vocab_size=67,
             max_len=16,
         ),
