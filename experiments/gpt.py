@@ -1,24 +1,15 @@
 """Trains a GPT on text: `lineage train gpt --preset tiny`."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from lineage_jax import sharding
-from lineage_jax.data import packing
-from lineage_jax.data.text import TextData, TextDataset, load_text
+from experiments import language
+from lineage_jax.data.text import TextData
 from lineage_jax.models import gpt
-from lineage_jax.objectives.language import next_token_loss
-from lineage_jax.sampling.decode import generate
 from lineage_jax.sharding import MeshConfig
 from lineage_jax.train.loop import Task, TrainConfig
-from lineage_jax.train.optim import OptimizerConfig, adamw, learning_rate
+from lineage_jax.train.optim import OptimizerConfig
 from lineage_jax.train.program import Program
-from lineage_jax.train.step import LossFn
-from lineage_jax.typing import Params, PRNGKeyArray
 from scaling import flops
 
 
@@ -39,129 +30,24 @@ class GPTExperiment:
           ValueError: if the text has ids, or rows longer, than the model has room for.
           OSError: if the text cannot be read.
         """
-        text = load_text(self.data)
-        check_fit(text, self.data, self.model)
-        num_steps = self.train.num_steps
-        return Task(
-            name="gpt",
-            program=self.program(),
-            learning_rate=lambda step: learning_rate(self.optimizer, step, num_steps),
-            train_batch=text.train,
-            eval_batches=lambda rows: eval_batches(text, rows),
-            summarise=lambda means: with_bits_per_byte(means, text.bytes_per_token),
-            sample=sampler(gpt.GPT(self.model), text),
-            provenance=text.provenance(),
-        )
+        return language.task("gpt", self, gpt.GPT(self.model), gpt.empty_cache)
 
     def program(self) -> Program:
         """What is compiled to train this, which needs no data."""
-        model = gpt.GPT(self.model)
-        return Program(
-            init=lambda key: (init(model, key), {}),
-            loss_fn=loss_fn(model, train=True),
-            eval_loss_fn=loss_fn(model, train=False),
-            tx=adamw(self.optimizer),
-            batch=sharding.named(
-                packing.shapes(self.data.batch_size, self.data.seq_len), ("batch", "length")
-            ),
-            flops_per_token=flops.gpt(self.model, self.data.seq_len).train(),
-            max_grad_norm=self.optimizer.max_grad_norm,
-        )
-
-
-def init(model: gpt.GPT, key: PRNGKeyArray) -> Params:
-    """The model's parameters, boxed with the names of their axes."""
-    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-
-
-def loss_fn(model: gpt.GPT, *, train: bool) -> LossFn:
-    """The next-token objective of a GPT."""
-
-    def loss(params, extra, batch, rng):
-        logits, _ = model.apply(
-            {"params": params},
-            batch["tokens"],
-            batch["positions"],
-            batch["segment_ids"],
-            train=train,
-            rngs={"dropout": rng},
-        )
-        value, metrics = next_token_loss(logits, batch["targets"], batch["mask"])
-        return value, (extra, metrics)
-
-    return loss
-
-
-def check_fit(text: TextDataset, data: TextData, model: gpt.GPTConfig) -> None:
-    """Refuses ids outside the model's vocabulary and rows longer than its positions."""
-    if text.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"the tokens of {text.name} have ids up to {text.vocab_size - 1}, outside the model's "
-            f"vocabulary of {model.vocab_size}; take --model.vocab-size {text.vocab_size}"
-        )
-    if data.seq_len > model.max_len:
-        raise ValueError(
-            f"rows of --data.seq-len {data.seq_len} are longer than the model's "
-            f"max_len={model.max_len}; shorten them, or take --model.max-len {data.seq_len}"
-        )
-
-
-def eval_batches(text: TextDataset, rows: np.ndarray) -> Iterator[Mapping[str, np.ndarray]]:
-    """One pass over the held-out text, the given rows of each batch."""
-    for step in range(text.heldout.num_batches):
-        yield text.heldout(step, rows)
-
-
-def with_bits_per_byte(means: dict[str, float], bytes_per_token: float | None) -> dict[str, float]:
-    """The means, and the loss in bits per byte of text where the text is known."""
-    if bytes_per_token is None:
-        return means
-    return {**means, "bits_per_byte": means["loss"] / np.log(2) / bytes_per_token}
-
-
-def sampler(
-    model: gpt.GPT, text: TextDataset, *, prompts: int = 4, prompt_len: int = 16
-) -> Callable[[Params, PRNGKeyArray], str] | None:
-    """Continues the first words of held-out rows, to be looked at as training goes on."""
-    tokenizer, config = text.tokenizer, model.config
-    if tokenizer is None:
-        return None
-    length = min(config.max_len, 128)
-    start = min(prompt_len, length // 2)
-    rows = text.heldout(0)["tokens"][:prompts, :start]
-
-    @jax.jit
-    def continued(params, rng):
-        cache = gpt.empty_cache(config, rows.shape[0], length)
-        lengths = jnp.full(rows.shape[0], start)
-
-        def decoder(tokens, positions, cache):
-            return model.apply({"params": params}, tokens, positions, cache=cache)
-
-        return generate(decoder, cache, jnp.asarray(rows), lengths, length - start, rng)
-
-    def sample(params, rng):
-        new = np.asarray(continued(params, rng))
-        pairs = zip(rows, new, strict=True)
-        return "\n\n".join(f"{tokenizer.decode(row)}|{tokenizer.decode(ids)}" for row, ids in pairs)
-
-    return sample
+        cost = flops.gpt(self.model, self.data.seq_len)
+        return language.program(self, gpt.GPT(self.model), cost.train())
 
 
 def preset(
     model: gpt.GPTConfig, *, rate: float, batch_tokens: int, num_steps: int, warmup_steps: int
 ) -> GPTExperiment:
-    """A GPT of a paper's size, with that paper's learning rate and batch, on a BPE of the text."""
-    return GPTExperiment(
-        model=model,
-        data=TextData(
-            tokenizer="bpe",
-            vocab_size=model.vocab_size,
-            seq_len=model.max_len,
-            batch_size=batch_tokens // model.max_len,
-        ),
+    """A GPT of a paper's size, with that paper's learning rate and batch."""
+    return language.preset(
+        GPTExperiment,
+        model,
         optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=warmup_steps),
-        train=TrainConfig(num_steps=num_steps),
+        batch_tokens=batch_tokens,
+        num_steps=num_steps,
     )
 
 

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments import gpt as experiment
+from experiments import language
 from lineage_jax.data.packing import Batches
 from lineage_jax.data.text import TextData, TextDataset, load_text
 from lineage_jax.models import gpt
@@ -114,9 +114,9 @@ def size(
     model, count = gpt.GPT(config), gpt.num_params(config)
     return Size(
         name=f"{config.num_layers}x{width}",
-        init=functools.partial(experiment.init, model),
-        loss_fn=experiment.loss_fn(model, train=True),
-        eval_loss_fn=experiment.loss_fn(model, train=False),
+        init=functools.partial(language.init, model),
+        loss_fn=language.loss_fn(model, train=True),
+        eval_loss_fn=language.loss_fn(model, train=False),
         tx=adamw(optimizer),
         params=count["total"],
         params_no_embed=count["non_embedding"],

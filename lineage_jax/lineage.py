@@ -53,6 +53,22 @@ LINEAGE: tuple[Milestone, ...] = (
         ),
         notebook="colab/scaling_laws.py",
     ),
+    Milestone(
+        name="llama",
+        title="LLaMA, Llama 2",
+        year=2023,
+        paper="Touvron et al. 2023, twice",
+        url="https://arxiv.org/abs/2302.13971",
+        parents=("gpt",),
+        module="lineage_jax.models.llama",
+        new="RMSNorm, SwiGLU, rotary positions, grouped queries; smaller, trained for longer",
+        proved=(
+            "outputs and gradients equal `transformers` LLaMA, with fewer key-value heads too",
+            "scores depend on distance alone; rotations equal complex numbers in float64",
+            "sharded over 8 devices on three meshes = one device",
+            "cached decoding = the full forward pass, in a cache smaller by H / G",
+        ),
+    ),
 )
 
 

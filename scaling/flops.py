@@ -7,6 +7,7 @@ Every count is a Python int: 6 N D passes the largest int64 long before the larg
 import dataclasses
 
 from lineage_jax.models.gpt import GPTConfig
+from lineage_jax.models.llama import LlamaConfig, head_dim
 
 FORWARD_AND_BACKWARD = 3
 
@@ -52,6 +53,23 @@ def gpt(config: GPTConfig, seq_len: int, *, causal: bool = True) -> ForwardFlops
         reads += _keys_read(seq_len, c.local_window if banded else None, causal)
     return ForwardFlops(
         blocks=2 * weights,
+        attention=round(4 * inner * reads / seq_len),
+        head=2 * c.embed_dim * c.vocab_size,
+    )
+
+
+def llama(config: LlamaConfig, seq_len: int, *, causal: bool = True) -> ForwardFlops:
+    """The forward FLOPs per token of a LLaMA, counted as `gpt` counts.
+
+    Keys and values come from the matrices of `num_kv_heads` heads, but every head of queries
+    scores all keys that it reads; the feed-forward layer has three matrices.
+    """
+    c = config
+    inner, shared = c.num_heads * head_dim(c), c.num_kv_heads * head_dim(c)
+    weights = 2 * c.embed_dim * (inner + shared) + 3 * c.embed_dim * c.mlp_dim
+    reads = c.num_layers * _keys_read(seq_len, None, causal)
+    return ForwardFlops(
+        blocks=2 * c.num_layers * weights,
         attention=round(4 * inner * reads / seq_len),
         head=2 * c.embed_dim * c.vocab_size,
     )

@@ -14,11 +14,11 @@ import optax
 import pytest
 from flax import linen as nn
 
-import experiments.gpt
+from experiments import language
 from lineage_jax import sharding
 from lineage_jax.lineage import LINEAGE
-from lineage_jax.models import gpt
-from lineage_jax.nn import LayerNorm
+from lineage_jax.models import gpt, llama
+from lineage_jax.nn import LayerNorm, RMSNorm
 from lineage_jax.sharding import RULES, MeshConfig
 from lineage_jax.train.optim import OptimizerConfig, adamw
 from lineage_jax.train.state import TrainState
@@ -30,8 +30,8 @@ class Subject:
     """What the properties need of a milestone.
 
     Attributes:
-      config: a tiny model with dropout, whose widths divide over eight devices and whose
-        vocabulary, being odd, does not.
+      config: a tiny model, with dropout if the milestone has any, whose widths divide over eight
+        devices and whose vocabulary, being odd, does not.
       module: builds the model of a config.
       init: boxed parameters of a model, from a key.
       loss_fn: the objective of a model, as training has it (`train=True`: with dropout) or not.
@@ -68,7 +68,7 @@ def packed_text(seed: int, rows: int = 8, length: int = 12, vocab_size: int = 67
     return {k: jnp.asarray(v, bool if k == "mask" else jnp.int32) for k, v in arrays.items()}
 
 
-def gpt_logits(model, params, batch):
+def language_logits(model, params, batch):
     names = ("tokens", "positions", "segment_ids")
     return model.apply({"params": params}, *(batch[name] for name in names))[0]
 
@@ -84,6 +84,16 @@ def gpt_by_hand(config, params, batch):
     return LayerNorm().apply({"params": params["final_norm"]}, x) @ table.T
 
 
+def llama_by_hand(config, params, batch):
+    index = jnp.arange(batch["tokens"].shape[1])[None]
+    shared = (batch["positions"], index, index, batch["segment_ids"])
+    x = params["embed"]["table"][batch["tokens"]]
+    for layer in range(config.num_layers):
+        block = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])
+        x, _ = llama.Block(config).apply({"params": block}, x, shared, None)
+    return RMSNorm().apply({"params": params["final_norm"]}, x) @ params["head"]["table"].T
+
+
 SUBJECTS = {
     "gpt": Subject(
         config=gpt.GPTConfig(
@@ -96,11 +106,28 @@ SUBJECTS = {
             dropout_rate=0.1,
         ),
         module=gpt.GPT,
-        init=experiments.gpt.init,
-        loss_fn=experiments.gpt.loss_fn,
+        init=language.init,
+        loss_fn=language.loss_fn,
         batch=packed_text,
-        logits=gpt_logits,
+        logits=language_logits,
         by_hand=gpt_by_hand,
+    ),
+    "llama": Subject(
+        config=llama.LlamaConfig(
+            num_layers=2,
+            embed_dim=32,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_dim=96,
+            vocab_size=67,
+            max_len=16,
+        ),
+        module=llama.Llama,
+        init=language.init,
+        loss_fn=language.loss_fn,
+        batch=packed_text,
+        logits=language_logits,
+        by_hand=llama_by_hand,
     ),
 }
 
@@ -308,7 +335,7 @@ def test_a_step_is_traced_once_whatever_the_learning_rate_and_the_batch(subject,
     assert counted.traces == 1
 
 
-def test_the_same_seed_gives_the_same_loss_bit_for_bit_and_another_does_not(
+def test_the_same_seed_gives_the_same_loss_bit_for_bit_and_another_other_dropout(
     subject, params, batch, counted
 ):
     def losses(seed):
@@ -319,7 +346,8 @@ def test_the_same_seed_gives_the_same_loss_bit_for_bit_and_another_does_not(
         return found
 
     assert losses(5) == losses(5)
-    assert all(a != b for a, b in zip(losses(5), losses(6), strict=True))  # dropout
+    dropout = getattr(subject.config, "dropout_rate", 0) > 0
+    assert all((a != b) is dropout for a, b in zip(losses(5), losses(6), strict=True))
 
 
 def test_many_steps_in_one_program_are_the_steps_one_by_one(subject, params, counted):

@@ -4,22 +4,26 @@ from lineage_jax.nn.attention import Attention, KVCache, dot_product_attention
 from lineage_jax.nn.embed import Embed
 from lineage_jax.nn.linear import Linear, project
 from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
-from lineage_jax.nn.mlp import MLP
-from lineage_jax.nn.norms import LayerNorm
+from lineage_jax.nn.mlp import MLP, GatedMLP
+from lineage_jax.nn.norms import LayerNorm, RMSNorm
+from lineage_jax.nn.rotary import rotate
 from lineage_jax.nn.stack import Remat, stack
 
 __all__ = [
     "MLP",
     "Attention",
     "Embed",
+    "GatedMLP",
     "KVCache",
     "LayerNorm",
     "Linear",
     "Mask",
+    "RMSNorm",
     "Remat",
     "causal_mask",
     "dot_product_attention",
     "project",
+    "rotate",
     "segment_mask",
     "stack",
 ]

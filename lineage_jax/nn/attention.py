@@ -1,6 +1,7 @@
 """Attention: a weighted average of values, the weights from queries and keys."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +98,11 @@ class KVCache(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a cache passed in and returned."""
+    """Multi-head self-attention with a cache passed in and returned.
+
+    `place`, if given, tells queries and keys where they are: from heads [B, T, heads, K] and their
+    positions [#B, T] to heads of the same shape (`rotate`). The cache holds keys so placed.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -106,6 +111,7 @@ class Attention(nn.Module):
     out_stddev: float
     use_bias: bool = True
     dropout_rate: float = 0.0
+    place: Callable[[Array, Array], Array] | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -119,6 +125,13 @@ class Attention(nn.Module):
         train: bool = False,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Attends within x, or within the cache after x has been written to it.
+
+        Args:
+          x: the residual stream, normed.
+          mask: which keys each query reads.
+          positions: of each token, for `place` and the cache.
+          cache: keys and values of earlier positions.
+          train: whether dropout acts.
 
         Returns:
           The attended values, projected to the width of x, and the cache with x in it.
@@ -135,6 +148,8 @@ class Attention(nn.Module):
         query = heads("query", self.num_heads, "heads")  # B T H K
         keys = heads("key", self.num_kv_heads, "kv_heads")  # B T G K
         values = heads("value", self.num_kv_heads, "kv_heads")  # B T G K
+        if self.place is not None:
+            query, keys = self.place(query, positions), self.place(keys, positions)
         if cache is not None:
             cache = cache.write(positions, keys, values)
             keys, values = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)

@@ -1,4 +1,4 @@
-"""The position-wise feed-forward layer."""
+"""The position-wise feed-forward layer, plain and gated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,3 +32,30 @@ class MLP(nn.Module):
         # The backward pass recomputes what is between the two products: cheaper than to store it.
         activation = jax.checkpoint(self.activation, prevent_cse=False)
         return down(activation(up(x)))
+
+
+class GatedMLP(nn.Module):
+    """Two linear maps multiplied, one of them through a nonlinearity, and a third back.
+
+    (f(x W) * x V) W2; with f the SiLU it is SwiGLU (Shazeer 2020, equation 6, arXiv 2002.05202). No
+    bias, as there.
+    """
+
+    mlp_dim: int
+    activation: Callable[[Array], Array]
+    stddev: float
+    out_stddev: float
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        width = x.shape[-1]
+        types: dict[str, Any] = dict(use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
+        into, back = ("embed", "mlp"), ("mlp", "embed")
+        gate = Linear((width,), (self.mlp_dim,), into, self.stddev, name="gate", **types)
+        up = Linear((width,), (self.mlp_dim,), into, self.stddev, name="up", **types)
+        down = Linear((self.mlp_dim,), (width,), back, self.out_stddev, name="down", **types)
+        # As in MLP: cheaper to compute again than to store.
+        gated = jax.checkpoint(lambda g, u: self.activation(g) * u, prevent_cse=False)
+        return down(gated(gate(x), up(x)))

@@ -21,6 +21,11 @@ import numpy as np
 FOLDER = pathlib.Path(__file__).parent
 
 ODD = dict(vocab_size=67, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True)
+LLAMA = dict(
+    ODD, model_type="llama", num_hidden_layers=3, hidden_size=20, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=6, intermediate_size=37, max_position_embeddings=16,
+    rms_norm_eps=1e-3, rope_parameters=dict(rope_type="default", rope_theta=30.0),
+)  # fmt: skip
 CONFIGS = {
     "gpt1": dict(
         ODD, model_type="openai-gpt", n_layer=3, n_embd=15, n_head=5, n_positions=16,
@@ -36,8 +41,11 @@ CONFIGS = {
         attention_types=[[["global", "local"], 1], [["global"], 1]], layer_norm_epsilon=1e-3,
         resid_dropout=0.0, embed_dropout=0.0, attention_dropout=0.0,
     ),
+    "llama": dict(LLAMA, tie_word_embeddings=False),
+    "llama_tied": LLAMA,
 }  # fmt: skip
-"""What the folders hold; GPT-Neo's layers, global and local in turn, are GPT-3's."""
+"""What the folders hold; GPT-Neo's layers, global and local in turn, are GPT-3's. In LLaMA's, the
+heads together are wider than the residual stream, and turn fast enough to show in 13 tokens."""
 
 
 def inputs(vocab_size: int, length: int = 13, seed: int = 0) -> dict[str, np.ndarray]:
@@ -71,10 +79,10 @@ def reference(config: dict, arrays: dict[str, np.ndarray], seed: int = 0):
     model = AutoModelForCausalLM.from_config(given, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
-            centre = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
-            value.copy_(centre + 0.3 * torch.randn_like(value))
+            scale = name.endswith("weight") and ("ln_" in name or "norm" in name)
+            value.copy_(float(scale) + 0.3 * torch.randn_like(value))
 
-    blocks, hidden = model.transformer.h, []
+    blocks, hidden = layers(model), []
     for block in blocks:
         block.register_forward_pre_hook(lambda _, x: hidden.append(x[0]))
     blocks[-1].register_forward_hook(lambda _, x, y: hidden.append(first(y)))
@@ -92,6 +100,11 @@ def reference(config: dict, arrays: dict[str, np.ndarray], seed: int = 0):
         expected |= {f"hidden.{i}": x, f"hidden_grad.{i}": x.grad}
     expected |= {f"grad.{name}": value.grad for name, value in model.named_parameters()}
     return model, {name: x.detach().numpy().copy() for name, x in expected.items()}
+
+
+def layers(model):
+    """The blocks, by the name that they have there."""
+    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
 
 
 def first(outputs):

@@ -12,10 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.core import meta
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lineage_jax.models.gpt import GPT, GPTConfig
+from lineage_jax.models import gpt, llama
+from lineage_jax.models.gpt import GPTConfig
+from lineage_jax.models.llama import LlamaConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +131,33 @@ def gpt_neo(config: GPTConfig) -> Table:
     }
 
 
-TABLES: Mapping[str, Callable[[GPTConfig], Table]] = {
-    "openai-gpt": gpt1,
-    "gpt2": gpt2,
-    "gpt_neo": gpt_neo,
-}
-"""By the `model_type` of their config.json."""
+def llama_table(config: LlamaConfig) -> Table:
+    """`LlamaForCausalLM`."""
+    block = "model.layers.{}"
+    norms = {
+        f"blocks/{ours}/scale": Tensor(f"{block}.{theirs}_layernorm.weight")
+        for ours, theirs in (("attention_norm", "input"), ("mlp_norm", "post_attention"))
+    }
+    linears = {
+        f"blocks/{ours}/kernel": Tensor(f"{block}.{theirs}_proj.weight", transposed=True)
+        for ours, theirs in (
+            ("attention/query", "self_attn.q"),
+            ("attention/key", "self_attn.k"),
+            ("attention/value", "self_attn.v"),
+            ("attention/out", "self_attn.o"),
+            ("mlp/gate", "mlp.gate"),
+            ("mlp/up", "mlp.up"),
+            ("mlp/down", "mlp.down"),
+        )
+    }
+    head = {} if config.tied_embeddings else {"head/table": Tensor("lm_head.weight")}
+    return {
+        "embed/table": Tensor("model.embed_tokens.weight"),
+        "final_norm/scale": Tensor("model.norm.weight"),
+        **norms,
+        **linears,
+        **head,
+    }
 
 
 def gpt_config(theirs: Mapping[str, Any]) -> GPTConfig:
@@ -161,15 +185,57 @@ def gpt_config(theirs: Mapping[str, Any]) -> GPTConfig:
     )
 
 
+def llama_config(theirs: Mapping[str, Any]) -> LlamaConfig:
+    """Our config, from theirs as config.json spells it."""
+    return LlamaConfig(
+        num_layers=theirs["num_hidden_layers"],
+        embed_dim=theirs["hidden_size"],
+        num_heads=theirs["num_attention_heads"],
+        num_kv_heads=theirs["num_key_value_heads"],
+        head_dim=theirs["head_dim"],
+        mlp_dim=theirs["intermediate_size"],
+        vocab_size=theirs["vocab_size"],
+        max_len=theirs["max_position_embeddings"],
+        rope_base=theirs["rope_parameters"]["rope_theta"],
+        tied_embeddings=theirs["tie_word_embeddings"],
+        norm_epsilon=theirs["rms_norm_eps"],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How one of theirs is one of ours.
+
+    Attributes:
+      config: ours from theirs.
+      table: where each of our parameters is found.
+      module: builds our model of a config.
+    """
+
+    config: Callable[[Mapping[str, Any]], Any]
+    table: Callable[[Any], Table]
+    module: Callable[[Any], nn.Module]
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "openai-gpt": Architecture(gpt_config, gpt1, gpt.GPT),
+    "gpt2": Architecture(gpt_config, gpt2, gpt.GPT),
+    "gpt_neo": Architecture(gpt_config, gpt_neo, gpt.GPT),
+    "llama": Architecture(llama_config, llama_table, llama.Llama),
+}
+"""By the `model_type` of their config.json."""
+
+
 def from_hugging_face(
-    model_type: str, config: GPTConfig, tensors: Mapping[str, jax.Array]
+    model_type: str, config: Any, tensors: Mapping[str, jax.Array]
 ) -> dict[str, Any]:
     """Our parameters, from their tensors.
 
     Raises:
       ValueError: if a tensor there is wanted by no parameter of ours.
     """
-    table = TABLES[model_type](config)
+    architecture = ARCHITECTURES[model_type]
+    table = architecture.table(config)
     layers = range(config.num_layers)
     wanted = {row.name.format(layer) for row in table.values() for layer in layers}
     if unused := sorted(set(tensors) - wanted):
@@ -184,12 +250,13 @@ def from_hugging_face(
             return row.read(tensors).reshape(shape)
         return jnp.stack([row.read(tensors, layer) for layer in layers]).reshape(shape)
 
-    return unflatten_dict({p: read(p, x.shape) for p, x in shapes(config).items()}, sep="/")
+    ours = shapes(architecture.module(config))
+    return unflatten_dict({p: read(p, x.shape) for p, x in ours.items()}, sep="/")
 
 
 @functools.cache
-def shapes(config: GPTConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
+def shapes(module: nn.Module) -> Mapping[str, jax.ShapeDtypeStruct]:
     """Our parameters by their paths."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables = jax.eval_shape(GPT(config).init, jax.random.key(0), tokens)
+    variables = jax.eval_shape(module.init, jax.random.key(0), tokens)
     return flatten_dict(meta.unbox(variables["params"]), sep="/")

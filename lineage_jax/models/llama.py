@@ -1,0 +1,256 @@
+"""LLaMA: GPT's decoder with cheaper norms, gated layers, rotated heads, and more to read.
+
+Paper:       Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", section
+             2.2 and table 2; Touvron et al. 2023, "Llama 2: Open Foundation and Fine-Tuned Chat
+             Models", section 2.2 and table 1 (arXiv 2307.09288).
+             https://arxiv.org/abs/2302.13971
+Builds on:   gpt.py, with the norms before each sublayer.
+What is new: RMSNorm for LayerNorm (Zhang and Sennrich 2019), SwiGLU for GELU (Shazeer 2020),
+             rotations for learned positions (Su et al. 2021); no bias, no dropout, a head of its
+             own; Llama 2 lets several heads of queries share one of keys and values.
+Departures:  documents packed in one row do not attend to each other (segment ids). The papers do
+             not print how weights start: normal, residual projections by 1 / sqrt(2 L), as gpt.py.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lineage_jax.nn import (
+    Attention,
+    Embed,
+    GatedMLP,
+    KVCache,
+    Mask,
+    Remat,
+    RMSNorm,
+    rotate,
+    stack,
+)
+from lineage_jax.typing import Array, Float, Int, Precision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """What must be chosen to build one LLaMA."""
+
+    num_layers: int
+    embed_dim: int
+    """Width of the residual stream."""
+    num_heads: int
+    num_kv_heads: int
+    """Heads of keys and values; each is read by num_heads / num_kv_heads heads of queries."""
+    mlp_dim: int
+    """Width of the gated feed-forward layer."""
+    vocab_size: int
+    max_len: int
+    """Longest sequence, in tokens."""
+    head_dim: int | None = None
+    """Width of one head; embed_dim / num_heads if not given."""
+    rope_base: float = 10_000.0
+    """Pair i of a head turns by position / rope_base^(2i / head_dim) (Su et al., section 3.2.2)."""
+    tied_embeddings: bool = False
+    """Whether the table of tokens also scores them, as in GPT; LLaMA as released has two."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights: GPT's."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in each norm; of Llama 2 as released."""
+    dtype: Precision = "float32"
+    """Of activations; logits and statistics are float32."""
+    param_dtype: Precision = "float32"
+    remat: Remat = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+    unroll: int = 1
+    """Layers in one iteration of the scan over depth."""
+
+    def __post_init__(self):
+        sizes = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim")
+        for name in (*sizes, "vocab_size", "max_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} must divide embed_dim={self.embed_dim}, "
+                "or head_dim be given"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
+            )
+        if head_dim(self) % 2:
+            raise ValueError(f"head_dim must be even, as pairs turn, got {head_dim(self)}")
+
+
+def llama_7b() -> LlamaConfig:
+    """Touvron et al. 2023, table 2, first row: 6.7 B parameters."""
+    return llama(num_layers=32, embed_dim=4096, num_heads=32)
+
+
+def llama_13b() -> LlamaConfig:
+    """Touvron et al. 2023, table 2, second row: 13.0 B parameters."""
+    return llama(num_layers=40, embed_dim=5120, num_heads=40)
+
+
+def llama_33b() -> LlamaConfig:
+    """Touvron et al. 2023, table 2, third row: 32.5 B parameters."""
+    return llama(num_layers=60, embed_dim=6656, num_heads=52)
+
+
+def llama_65b() -> LlamaConfig:
+    """Touvron et al. 2023, table 2, last row: 65.2 B parameters; released with another epsilon."""
+    return llama(num_layers=80, embed_dim=8192, num_heads=64, norm_epsilon=1e-5)
+
+
+def llama(
+    *, num_layers: int, embed_dim: int, num_heads: int, norm_epsilon: float = 1e-6
+) -> LlamaConfig:
+    """Any row of table 2.
+
+    The feed-forward width is 2/3 of 4 embed_dim (section 2.2), up to the next multiple of 256. That
+    multiple, the vocabulary, the context and epsilon are those of the released models.
+    """
+    return LlamaConfig(
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        mlp_dim=256 * math.ceil(8 * embed_dim / 3 / 256),
+        vocab_size=32_000,
+        max_len=2048,
+        norm_epsilon=norm_epsilon,
+        dtype="bfloat16",
+        remat="full",
+    )
+
+
+def llama2_70b() -> LlamaConfig:
+    """Llama 2's largest: 8 heads of keys and values, a context of 4096 (its section 2.2, table 1).
+
+    LLaMA 65B's other sizes, with the wider feed-forward layer of the released model: what the
+    narrower keys and values save (its appendix A.2.1).
+    """
+    return dataclasses.replace(llama_65b(), num_kv_heads=8, mlp_dim=28_672, max_len=4096)
+
+
+class Block(nn.Module):
+    """Attention, then a gated feed-forward layer, each added to the residual stream."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        shared: tuple[
+            Int[Array, "#B T"], Int[Array, "#B T"], Int[Array, "#B S"], Int[Array, "B T"] | None
+        ],
+        per_layer: KVCache | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        c = self.config
+        (positions, queries, keys, segments), cache = shared, per_layer
+        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        out_std = c.init_std / math.sqrt(2 * c.num_layers)
+        norm = functools.partial(RMSNorm, c.norm_epsilon, **types)
+        attention = Attention(
+            num_heads=c.num_heads,
+            num_kv_heads=c.num_kv_heads,
+            head_dim=head_dim(c),
+            stddev=c.init_std,
+            out_stddev=out_std,
+            use_bias=False,
+            place=functools.partial(rotate, base=c.rope_base),
+            name="attention",
+            **types,
+        )
+        mlp = GatedMLP(c.mlp_dim, nn.silu, c.init_std, out_std, name="mlp", **types)
+        attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
+        mask = Mask(queries, keys, segments, segments)
+        attended, cache = attention(attention_norm(x), mask, positions, cache)
+        x = x + attended
+        x = x + mlp(mlp_norm(x))
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
+
+
+class Llama(nn.Module):
+    """Scores every next token of a batch of sequences."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
+        """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
+
+        Args:
+          tokens: ids in [0, vocab_size).
+          positions: of each token in its document, in [0, max_len); 0 ... T - 1 if not given.
+          segment_ids: which document of its row a token belongs to; one document if not given
+            (always so with a cache).
+          cache: keys and values of earlier positions (`empty_cache`); the tokens are written to
+            it at `positions`, which must then be given.
+          train: as for GPT; it changes nothing where there is no dropout.
+
+        Returns:
+          The logits, and the cache with these tokens in it (None if none was given).
+        """
+        c = self.config
+        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        length = tokens.shape[1]
+        if length > c.max_len:
+            raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
+        if cache is not None and (positions is None or segment_ids is not None):
+            raise ValueError(
+                "a cache needs the positions to write to, and holds one document a row"
+            )
+        index = jnp.arange(length)[None]  # 1 T
+        if positions is None:
+            positions = index
+        embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
+        x = nn.with_logical_constraint(embed(tokens), ("batch", "length", "embed_activation"))
+
+        queries, keys = index, index
+        if cache is not None:
+            queries, keys = positions, jnp.arange(cache.keys.shape[2])[None]  # B T, 1 S
+        shared = (positions, queries, keys, segment_ids)
+        blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
+        x, cache = blocks(c, name="blocks")(x, shared, cache)
+        x = RMSNorm(c.norm_epsilon, name="final_norm", **types)(x)
+        head = embed
+        if not c.tied_embeddings:
+            head = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="head", **types)
+        return head.attend(x), cache  # B T V
+
+
+def head_dim(config: LlamaConfig) -> int:
+    """Width of one head."""
+    return config.head_dim or config.embed_dim // config.num_heads
+
+
+def empty_cache(config: LlamaConfig, batch_size: int, length: int) -> KVCache:
+    """Room for `length` positions of `batch_size` sequences in every layer."""
+    shape = (config.num_layers, batch_size, length, config.num_kv_heads, head_dim(config))
+    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+def num_params(config: LlamaConfig) -> dict[str, int]:
+    """How many parameters there are: "total", and "non_embedding" as Kaplan et al. 2020 count.
+
+    The latter (their section 2.1) leaves out the table of tokens, and the head's if it has one.
+    """
+    shapes = jax.eval_shape(
+        Llama(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    )["params"]
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    tables = (1 if config.tied_embeddings else 2) * config.vocab_size * config.embed_dim
+    return {"total": total, "non_embedding": total - tables}

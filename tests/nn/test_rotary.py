@@ -1,0 +1,85 @@
+"""Rotated heads are complex numbers turned, and their products know distance alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lineage_jax.nn import rotate
+
+ROWS, LENGTH, HEADS = 2, 7, 3
+
+
+def some_heads(head_dim, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.standard_normal((ROWS, LENGTH, HEADS, head_dim)), jnp.float32)
+
+
+def turned(heads, positions, base):
+    """Component i + K / 2 as the imaginary part of component i, in float64."""
+    heads, half = np.asarray(heads, np.float64), heads.shape[-1] // 2
+    numbers = heads[..., :half] + 1j * heads[..., half:]
+    angles = np.asarray(positions)[..., None, None] * base ** (-2 * np.arange(half) / (2 * half))
+    numbers = numbers * np.exp(1j * angles)
+    return np.concatenate([numbers.real, numbers.imag], axis=-1)
+
+
+@pytest.mark.parametrize(("head_dim", "base"), [(2, 10_000.0), (6, 10_000.0), (64, 500_000.0)])
+def test_each_pair_is_a_complex_number_that_turns(head_dim, base):
+    heads = some_heads(head_dim)
+    positions = jnp.asarray(np.random.default_rng(1).integers(0, 100, (ROWS, LENGTH)), jnp.int32)
+    found = jax.jit(rotate, static_argnums=2)(heads, positions, base)
+    # An angle below 128 is rounded to 2^-18 of a radian; components are below 4.
+    np.testing.assert_allclose(found, turned(heads, positions, base), rtol=0, atol=1e-5)
+
+
+def test_far_positions_turn_by_their_angle_as_float32_has_it():
+    heads = some_heads(8)
+    positions = jnp.asarray([[0, 1, 1000, 2047, 4095, 8191, 16383]])
+    found = rotate(heads, positions, 10_000.0)
+    # An angle below 2^14 is rounded to 2^-11 of a radian, but for the first pair's: integers.
+    expected = turned(heads, positions, 10_000.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * 2**-11)
+    np.testing.assert_allclose(found[..., ::4], expected[..., ::4], rtol=0, atol=1e-5)
+
+
+def test_position_zero_is_left_as_it_is():
+    heads = some_heads(6)
+    zeros = jnp.zeros((1, LENGTH), jnp.int32)
+    np.testing.assert_array_equal(rotate(heads, zeros, 10_000.0), heads)
+
+
+def test_turning_keeps_the_length_of_each_pair():
+    heads = some_heads(6)
+    found = rotate(heads, 17 * jnp.arange(LENGTH)[None], 10_000.0)
+
+    def lengths(x):
+        return np.hypot(x[..., :3], x[..., 3:])
+
+    np.testing.assert_allclose(lengths(found), lengths(heads), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1, 5, 50])
+def test_scores_depend_on_relative_position_alone(shift):
+    query, keys = some_heads(16, seed=2), some_heads(16, seed=3)
+
+    @jax.jit
+    def scores(first):
+        index = first + jnp.arange(LENGTH)[None]
+        turned = (rotate(x, index, 10_000.0) for x in (query, keys))
+        return jnp.einsum("bthk,bshk->bhts", *turned) / 4
+
+    found, expected = scores(shift), scores(0)
+    largest = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
+    assert float(jnp.abs(scores(0) - jnp.einsum("bthk,bshk->bhts", query, keys) / 4).max()) > 0.1
+
+
+def test_half_precision_is_rounded_once():
+    heads = some_heads(6).astype(jnp.bfloat16)
+    positions = 9 * jnp.arange(LENGTH)[None]
+    found = rotate(heads, positions, 10_000.0)
+    assert found.dtype == jnp.bfloat16
+    expected = turned(heads, positions, 10_000.0)
+    # One rounding, of the result, to 8 bits (2^-8 at the most), and float32's own.
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
