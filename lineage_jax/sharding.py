@@ -135,7 +135,7 @@ class Feed:
             name: NamedSharding(mesh, PartitionSpec(None, *one.spec))
             for name, one in self.shardings.items()
         }
-        self._num_rows = next(iter(batch.values())).unbox().shape[0]
+        self._num_rows = next(iter(batch.values())).value.shape[0]
         over_rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
         here = over_rows.addressable_devices_indices_map((self._num_rows,)).values()
         self.rows = np.unique([np.arange(self._num_rows)[index] for index in here])
@@ -182,7 +182,7 @@ def shardings(boxed: Any, mesh: Mesh, kind: str = "parameter") -> Any:
         if not isinstance(leaf, nn.meta.AxisMetadata):
             return replicated(mesh)
         entries: list[tuple[str, ...] | None] = []
-        for name, extent in zip(leaf.names, leaf.unbox().shape, strict=True):
+        for name, extent in zip(leaf.names, leaf.value.shape, strict=True):
             taken = {axis for entry in entries for axis in entry or ()}
             axes = tuple(a for a in RULES[name] if a not in taken and mesh.shape[a] > 1)
             where = f"{kind} {jax.tree_util.keystr(path, simple=True, separator='/')}"

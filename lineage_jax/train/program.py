@@ -53,7 +53,7 @@ class Program:
 
     @property
     def _tokens(self) -> jax.ShapeDtypeStruct:
-        return next(iter(self.batch.values())).unbox()
+        return next(iter(self.batch.values())).value
 
     def state(self, seed: int) -> TrainState:
         """The state before the first step, boxed."""
@@ -78,7 +78,7 @@ class Program:
         feed = sharding.Feed(self.batch, mesh)
         return {
             name: jax.ShapeDtypeStruct(
-                (num_steps, *box.unbox().shape), box.unbox().dtype, sharding=feed.stacked[name]
+                (num_steps, *box.value.shape), box.value.dtype, sharding=feed.stacked[name]
             )
             for name, box in self.batch.items()
         }
