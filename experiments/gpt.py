@@ -50,6 +50,7 @@ class GPTExperiment:
             eval_batches=lambda rows: eval_batches(text, rows),
             summarise=lambda means: with_bits_per_byte(means, text.bytes_per_token),
             sample=sampler(gpt.GPT(self.model), text),
+            data_seed=self.data.seed,
             provenance=text.provenance(),
         )
 

@@ -74,7 +74,7 @@ class Checkpoints:
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
         except Exception as error:
-            raise self._failed_to_save(error) from error
+            raise self.failed_to_save(error) from error
         self._sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
         self._sealing.start()
 
@@ -89,7 +89,7 @@ class Checkpoints:
             self._sealing = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise self._failed_to_save(error) from error
+            raise self.failed_to_save(error) from error
 
     def close(self) -> None:
         """Waits for the last save and lets the folder go."""
@@ -181,7 +181,8 @@ class Checkpoints:
                     "use the config it was saved with"
                 )
 
-    def _failed_to_save(self, error: BaseException) -> CheckpointError:
+    def failed_to_save(self, error: BaseException) -> CheckpointError:
+        """One line of what kept a run from writing, and of what is safe."""
         saved = self.saved_steps()
         last = f"the last whole one is step {saved[0]}" if saved else "there is no earlier one"
         return CheckpointError(
