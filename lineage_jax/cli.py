@@ -71,15 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @contextlib.contextmanager
 def silent_libraries() -> Iterator[None]:
     """Keeps threads of libraries from logging an error that is raised, and told in one line."""
-    hooks = threading.excepthook, sys.unraisablehook
+    hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
     logging.disable(logging.CRITICAL)
     threading.excepthook = lambda arguments: None
     sys.unraisablehook = lambda arguments: None
+    sys.excepthook = lambda *arguments: None  # what a callback from C raises comes here
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
-        threading.excepthook, sys.unraisablehook = hooks
+        threading.excepthook, sys.unraisablehook, sys.excepthook = hooks
 
 
 def command(name: str) -> Callable[[list[str]], None]:
