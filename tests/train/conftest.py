@@ -8,19 +8,31 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from lineage_jax.data import write_tokens
+from lineage_jax.data.tokens import join
 
 SERVER = pathlib.Path(__file__).parent / "fork_server.py"
 TINY = (  # noqa: SIM905
     "--model.num-layers 1 --model.embed-dim 16 --model.num-heads 2 --model.max-len 32 "
-    "--data.seq-len 32 --data.batch-size 8 --data.heldout-fraction 0.2 "
-    "--train.num-steps 120 --train.eval-every 60 --train.checkpoint-every 4"
+    "--data.seq-len 32 --data.batch-size 8 --data.heldout-fraction 0.2 --data.vocab-size 257 "
+    "--train.num-steps 80 --train.eval-every 40 --train.checkpoint-every 4"
 ).split()
 TEXT = "".join(
     f"{i} times {j} is {i * j}, and {i} more than {j} is {i + j}.\n"
     for i in range(20)
     for j in range(20)
 )
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A file of `TEXT`."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
 
 
 class Process:
@@ -75,25 +87,24 @@ class Process:
 
 @pytest.fixture(scope="session")
 def start(process_environment, tmp_path_factory):
-    """Starts `lineage train gpt --resume` on a little text, as a `Process`."""
-    text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text(TEXT)
+    """Starts `lineage train gpt --resume` on a few tokens, as a `Process`."""
+    tokens = tmp_path_factory.mktemp("data") / "tokens.parquet"
+    lines = [np.frombuffer(line.encode(), np.uint8) for line in TEXT.splitlines(keepends=True)]
+    write_tokens(join(lines, 256, None), tokens)
     environment = {**process_environment, "OPENBLAS_NUM_THREADS": "1"}
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(SERVER)],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
+    ) as server:
 
-    def start(folder, *more, traps=None, devices=1):
-        arguments = [*TINY, "--data.path", str(text), *more]
-        return Process(server, folder, arguments, traps or {}, devices)
+        def start(folder, *more, traps=None, devices=1):
+            arguments = [*TINY, "--data.path", str(tokens), *more]
+            return Process(server, folder, arguments, traps or {}, devices)
 
-    yield start
-    server.stdin.close()
-    server.wait()
+        yield start
 
 
 @pytest.fixture(scope="session")

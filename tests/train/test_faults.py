@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,13 +59,13 @@ def test_a_run_killed_at_20_random_moments_loses_nothing(tmp_path, start, uninte
     folder, in_saves = tmp_path / "run", 0
     for moment in moments:
         began = time.time()
-        process = start(folder, traps={"slow_data": 0.005})
+        process = start(folder, traps={"slow_data": 0.01})
         if moment != "starting":
-            goal = last_saved(folder) + EVERY * chance.randint(0, 2)
+            goal = last_saved(folder) + EVERY * chance.randint(0, 1)
             process.until(lambda goal=goal: last_saved(folder) >= goal)
         if moment == "saving":
             process.until(lambda began=began: saving(folder, began))
-        time.sleep(chance.uniform(0, {"starting": 1.5, "training": 0.2, "saving": 0.02}[moment]))
+        time.sleep(chance.uniform(0, {"starting": 1.5, "training": 0.05, "saving": 0.02}[moment]))
         process.kill()
         assert process.wait() == -signal.SIGKILL, process.said
         hit = saving(folder, began)
@@ -101,12 +102,12 @@ def test_a_sigterm_while_it_compiles_steps_or_evaluates_saves_and_exits_75(
 
     process = start(folder, traps={"slow_data": 0.01})
     assert process.until(lambda: last_saved(folder) >= 2 * EVERY)
-    assert 2 * EVERY <= preempted(process)[0] < 60
+    assert 2 * EVERY <= preempted(process)[0] < 40
 
     process = start(folder, traps={"slow_evaluation": 10.0})
     assert process.until(lambda: "evaluating" in process.said)
     step, seconds = preempted(process)
-    assert step == 60
+    assert step == 40
     assert seconds < 20  # it has two batches or more: one is waited for, not all
     assert not any("eval_loss" in line for line in metrics(folder))
 
@@ -137,7 +138,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
 ):
     folder = tmp_path / "disk" / "run"
     folder.parent.mkdir()
-    with small_disk(folder.parent, "300k") as make_room:
+    with small_disk(folder.parent, "700k") as make_room:
         process = start(folder)
         assert process.wait() == 1, process.said
         saved = last_saved(folder)
@@ -204,7 +205,6 @@ def saved(folder, step):
 
 def test_a_run_goes_on_on_another_mesh_with_the_same_data(tmp_path, start):
     few = ["--train.num-steps", "24"]
-    spread = [*few, "--mesh.fsdp", "4", "--mesh.tensor", "2"]
 
     def killed(folder, *options, devices):
         process = start(folder, *options, devices=devices, traps={"slow_data": 0.05})
@@ -218,19 +218,18 @@ def test_a_run_goes_on_on_another_mesh_with_the_same_data(tmp_path, start):
         assert process.wait() == 0, process.said
         return folder
 
-    moved = tmp_path / "moved"
-    killed(moved, *few, devices=8)
-    killed(moved, *spread, devices=8)
-    finished(moved, *few, devices=1)
+    same, moved = tmp_path / "same", tmp_path / "moved"
     whole = finished(tmp_path / "whole", *few, devices=8)
+    killed(same, *few, devices=8)
+    shutil.copytree(same, moved)
+    finished(same, *few, devices=8)
+    assert metrics(same) == metrics(whole)
+
+    killed(moved, *few, "--mesh.fsdp", "4", "--mesh.tensor", "2", devices=8)
+    finished(moved, *few, devices=1)
     for before, after in zip(metrics(whole), metrics(moved), strict=True):
         before, after = json.loads(before), json.loads(after)
         assert before["step"] == after["step"]
         for name in before.keys() & {"loss", "eval_loss"}:
             # float32 sums in another order: other batches would differ in the second digit.
             assert after[name] == pytest.approx(before[name], rel=1e-6)
-
-    again = tmp_path / "again"
-    killed(again, *spread, devices=8)
-    finished(again, *spread, devices=8)
-    assert metrics(again) == metrics(finished(tmp_path / "spread", *spread, devices=8))
