@@ -78,6 +78,9 @@ def silent_libraries() -> Iterator[None]:
     sys.excepthook = lambda *arguments: None  # what a callback from C raises comes here
     try:
         yield
+    except BaseException:  # asyncio logs what failed with it when that is collected: later
+        logging.getLogger("asyncio").disabled = True
+        raise
     finally:
         logging.disable(logging.NOTSET)
         threading.excepthook, sys.unraisablehook, sys.excepthook = hooks
