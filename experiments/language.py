@@ -69,6 +69,7 @@ def task(
         eval_batches=functools.partial(eval_batches, text),
         summarise=lambda means: with_bits_per_byte(means, text.bytes_per_token),
         sample=sampler(module, functools.partial(empty_cache, config), text, config.max_len),
+        data_seed=experiment.data.seed,
         provenance=text.provenance(),
     )
 

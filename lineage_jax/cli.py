@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import json
 import logging
 import os
 import pathlib
@@ -28,6 +29,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage list                      the milestones, as a table
   lineage show gpt                  one milestone: its paper, its parents, its files
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
+  lineage runs                      the runs in a folder: which are under way, which went wrong
   lineage sweep laptop              train many sizes, fit the scaling laws, write a report
   lineage plan-sweep --flops-min 1e15 --flops-max 1e18   a sweep of yours: sizes, time, cost
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
@@ -69,15 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @contextlib.contextmanager
 def silent_libraries() -> Iterator[None]:
     """Keeps threads of libraries from logging an error that is raised, and told in one line."""
-    hooks = threading.excepthook, sys.unraisablehook
+    hooks = threading.excepthook, sys.unraisablehook, sys.excepthook
     logging.disable(logging.CRITICAL)
     threading.excepthook = lambda arguments: None
     sys.unraisablehook = lambda arguments: None
+    sys.excepthook = lambda *arguments: None  # what a callback from C raises comes here
     try:
         yield
+    except BaseException:  # asyncio logs what failed with it when that is collected: later
+        logging.getLogger("asyncio").disabled = True
+        raise
     finally:
         logging.disable(logging.NOTSET)
-        threading.excepthook, sys.unraisablehook = hooks
+        threading.excepthook, sys.unraisablehook, sys.excepthook = hooks
 
 
 def command(name: str) -> Callable[[list[str]], None]:
@@ -86,6 +92,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "list": list_,
         "show": show,
         "train": train,
+        "runs": runs,
         "sweep": sweep,
         "plan-sweep": plan_sweep,
         "fit": fit,
@@ -251,6 +258,33 @@ def take_option(arguments: list[str], flag: str, default: str) -> str:
         if argument.startswith(f"{flag}="):
             return arguments.pop(i).split("=", 1)[1]
     return default
+
+
+def runs(arguments: Sequence[str]) -> None:
+    """`lineage runs FOLDER`: the runs in a folder, and how each stands."""
+    from lineage_jax.train.runs import TABLE, read_runs, row
+
+    folder, rest = "runs", list(arguments)
+    if rest and not rest[0].startswith("-"):
+        folder = rest.pop(0)
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        json: bool = False
+        """As JSON, a list with all that is known of each run."""
+
+    chosen = options(Options, Options(), rest, f"lineage runs {folder}")
+    found = read_runs(folder)
+    if chosen.json:
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*TABLE)
+    for one in found:
+        table.add_row(*row(one))
+    Console(highlight=False, markup=False).print(table if found else f"no runs in {folder}")
 
 
 def sweep(arguments: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """Token files: what another program tokenized, read and written.
 
 ArrayRecord: one record is one document, its ids as little-endian int32, four bytes each.
-Parquet: one row is one document, a list of integers under `tokens` or `input_ids`. Ids are taken
-as they are: a document should close with its end-of-text id.
+Parquet: one row is one document, a list of integers under `tokens` or `input_ids`; a file written
+here says the digest of its tokens, since parquet would not notice every bit that is flipped.
+Ids are taken as they are: a document should close with its end-of-text id.
 """
 
 import io
@@ -16,6 +17,9 @@ from lineage_jax.data.cache import write_whole
 from lineage_jax.data.tokens import RECORD, TokenStream, join
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
+DIGEST = (
+    b"lineage_jax.sha256"  # in a parquet file's metadata: `TokenStream.digest` of what it holds
+)
 
 
 def is_token_file(name: str) -> bool:
@@ -36,8 +40,9 @@ def write_tokens(stream: TokenStream, path: str | os.PathLike) -> None:
 
         offsets = np.append(stream.starts, len(stream.ids)).astype(np.int64)
         rows = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(stream.ids))
-        file = io.BytesIO()
-        pq.write_table(pa.table({TOKEN_COLUMNS[0]: rows}), file)
+        table, file = pa.table({TOKEN_COLUMNS[0]: rows}), io.BytesIO()
+        table = table.replace_schema_metadata({DIGEST: stream.digest})
+        pq.write_table(table, file, write_page_checksum=True)
         write_whole(place, file.getvalue())
         return
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -136,11 +141,11 @@ def _read_parquet(file) -> list[np.ndarray]:
     if not data:
         raise ValueError(f"{file}: wanted a parquet file, but it is empty")
     try:
-        parquet = pq.ParquetFile(pa.BufferReader(data))
+        parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         names = parquet.schema_arrow.names
         column = next((name for name in TOKEN_COLUMNS if name in names), None)
         rows = parquet.read([column])[column] if column else None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{file}: wanted a parquet file, but it is truncated or damaged: "
             f"{str(error).splitlines()[0]}"
@@ -157,4 +162,8 @@ def _read_parquet(file) -> list[np.ndarray]:
             raise ValueError(f"{file}: wanted lists of integers in {column!r}, came a null")
         lengths = chunk.value_lengths().to_numpy()
         documents += np.split(values.to_numpy(), np.cumsum(lengths))[:-1]
+    # Checksums of pages, which other programs may write too, do not cover their headers.
+    digest = (parquet.schema_arrow.metadata or {}).get(DIGEST)
+    if digest is not None and join(documents, 2**31, None).digest.encode() != digest:
+        raise ValueError(f"{file}: wanted the tokens that were written, but it is damaged")
     return documents

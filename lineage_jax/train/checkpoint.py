@@ -74,7 +74,8 @@ class Checkpoints:
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
         except Exception as error:
-            raise self._failed_to_save(error) from error
+            self._clear()
+            raise self.failed_to_save(error) from error
         self._sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
         self._sealing.start()
 
@@ -89,7 +90,8 @@ class Checkpoints:
             self._sealing = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise self._failed_to_save(error) from error
+            self._clear()
+            raise self.failed_to_save(error) from error
 
     def close(self) -> None:
         """Waits for the last save and lets the folder go."""
@@ -155,19 +157,29 @@ class Checkpoints:
         except BaseException as error:  # handed to the thread that saves next, or waits
             self._error = error
 
+    def _clear(self) -> None:
+        """Takes away what a save that failed has left, so that a full disk has room to say so."""
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                for path in self._steps.glob("*.orbax-checkpoint-tmp*"):
+                    path.rmtree()
+
     def _verify(self, step: int) -> None:
         folder, path = self._steps / str(step), self._manifests / f"{step}.json"
         try:
             manifest = json.loads(path.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"checkpoint manifest {path} is damaged") from error
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict) or not manifest:
+            raise CheckpointError(f"checkpoint manifest {path} is damaged")
         present = dict(_files(folder))
         for name, digest in manifest.items():
             if name not in present:
-                raise CheckpointError(f"checkpoint file {folder / name} is missing")
+                raise CheckpointError(f"checkpoint file {folder / name} is missing, says {path}")
             if _digest(present[name]) != digest:
                 raise CheckpointError(
-                    f"checkpoint file {folder / name} is not what was saved: its digest differs"
+                    f"checkpoint file {folder / name} is not what was saved: its digest differs "
+                    f"from that in {path}"
                 )
 
     def _compare(self, step: int, like: Any) -> None:
@@ -181,7 +193,8 @@ class Checkpoints:
                     "use the config it was saved with"
                 )
 
-    def _failed_to_save(self, error: BaseException) -> CheckpointError:
+    def failed_to_save(self, error: BaseException) -> CheckpointError:
+        """One line of what kept a run from writing, and of what is safe."""
         saved = self.saved_steps()
         last = f"the last whole one is step {saved[0]}" if saved else "there is no earlier one"
         return CheckpointError(

@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from lineage_jax import sharding
 from lineage_jax.sharding import Feed
+from lineage_jax.train import memory, runs
 from lineage_jax.train.checkpoint import Checkpoints
 from lineage_jax.train.metrics import (
     JsonLines,
@@ -65,6 +67,11 @@ class TrainConfig:
             value = getattr(self, field.name)
             if field.name not in ("seed", "track") and value is not None and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, got {value}")
+        if self.keep_checkpoints < 2:
+            raise ValueError(
+                f"keep_checkpoints must be at least 2, got {self.keep_checkpoints}: a run that is "
+                "killed while it saves goes on from the one before"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +86,7 @@ class Task:
       eval_batches: the given rows of each evaluation batch, in turn.
       summarise: adds what follows from an evaluation's means (bits per byte from the loss).
       sample: from parameters and a key, text to look at, or None.
+      data_seed: what `train_batch` depends on besides the step.
       provenance: what the record of a run says of its data; plain JSON types.
     """
 
@@ -89,16 +97,30 @@ class Task:
     eval_batches: Callable[[np.ndarray], Iterable[Mapping[str, np.ndarray]]]
     summarise: Callable[[dict[str, float]], dict[str, float]] = lambda means: means
     sample: Callable[[Params, PRNGKeyArray], str] | None = None
+    data_seed: int = 0
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def evaluate(eval_step: Callable, state: TrainState, task: Task, feed: Feed) -> dict[str, float]:
-    """Means of the metrics over every evaluation batch, weighted by their counts."""
+def evaluate(
+    eval_step: Callable,
+    state: TrainState,
+    task: Task,
+    feed: Feed,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Means of the metrics over every evaluation batch, weighted by their counts.
+
+    None if, before a batch or after the last, `interrupted` says so.
+    """
     sums: dict[str, np.ndarray] = {}
     for batch in task.eval_batches(feed.rows):
+        if interrupted():
+            return None
         metrics = eval_step(state, feed(batch))
         for name, pair in jax.device_get(metrics).items():
             sums[name] = sums.get(name, 0.0) + np.asarray(pair, np.float64)
+    if interrupted():
+        return None
     means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
     return task.summarise(means)
 
@@ -135,35 +157,46 @@ def train(
       writers: receive every step's scalars besides metrics.jsonl.
 
     Raises:
-      DivergedError: after `max_skipped` steps in a row that were not finite.
+      DivergedError: after `max_skipped` steps in a row that were not finite; the state is saved.
       SystemExit: with code 75 after SIGTERM, everything saved.
+      ValueError: if a step does not fit in the devices' memory.
       OSError: if a checkpoint or the metrics cannot be written.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     task.program.train_steps(mesh, accumulate=config.accumulate)  # refuses what does not divide
-    state = task.program.initial_state(mesh, config.seed)
     with (
-        Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints) as checkpoints,
         Interruption() as interruption,
+        Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints) as checkpoints,
     ):
-        restored = checkpoints.restore_latest(state)
+        restored = checkpoints.restore_latest(task.program.abstract_state(mesh))
         if restored:
             step, state, problems = restored
             for problem in problems:
                 progress.say(f"passed over: {problem}")
             progress.say(f"resumed from step {step}")
-        run = Run(task, config, mesh, folder, state, checkpoints, interruption, progress, writers)
-        if jax.process_index() == 0:
-            write_json(folder / "config.json", config_json(experiment) if experiment else {})
-            write_json(folder / "env.json", {**environment(), "data": dict(task.provenance)})
+        else:
+            state = task.program.initial_state(mesh, config.seed)
+        run = None
         try:
+            run = Run(
+                task, config, mesh, folder, state, checkpoints, interruption, progress, writers
+            )
+            if jax.process_index() == 0:
+                write_json(folder / "config.json", config_json(experiment) if experiment else {})
+                write_json(folder / "env.json", {**environment(), "data": dict(task.provenance)})
             return run.to_the_end()
         except BaseException as error:
-            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-                run.close(error)
+            if run is not None:
+                with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                    run.close(error)
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise checkpoints.failed_to_save(error) from error
             raise
 
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a system says that there is no room: on the disk, for this user, in one file."""
 
 MAY_CHANGE = ("mesh", "train")
 """Parts of a config that a resumed run may change: where and how long it runs."""
@@ -233,11 +266,17 @@ class Run:
         self.skipped_in_a_row = int(state.skipped)
         self.saved_step = self.step if self.step else None
         self.pending: list[tuple[range, Any]] = []
-        self.evaluation: dict[str, float] = {}
         self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
+        self.loss: float | None = self.metrics.last.get("loss")
+        self.evaluation = {  # of the step that it resumes from, unless that was interrupted
+            name.removeprefix("eval_"): value
+            for name, value in self.metrics.last.items()
+            if name.startswith("eval_")
+        }
         self.writers: list[Writer] = [self.metrics, *writers]
         self.feed = Feed(task.program.batch, mesh)
         self.train_steps = task.program.train_steps(mesh, accumulate=config.accumulate)
+        self.programs: dict[int, Any] = {}
         self.eval_step = task.program.eval_step(mesh)
         device = mesh.devices.flat[0]
         self.steps_per_call = config.steps_per_call or (5 if device.platform == "cpu" else 1)
@@ -247,40 +286,39 @@ class Run:
         """Steps until num_steps, a signal or an error."""
         config, bar = self.config, self.progress.add(self.task.name, self.config.num_steps)
         self.status("running")
-        since, first, compiled, speed = time.perf_counter(), self.step, False, ""
+        since, first, speed = time.perf_counter(), self.step, ""
         with sharding.use(self.mesh):
+            if self.step and self.due(config.eval_every) and not self.evaluation:
+                self.evaluate()
             while self.step < config.num_steps:
-                self.advance()
-                if not compiled:  # the speed of the first steps would be that of the compiler
-                    jax.block_until_ready(self.state)
-                    now, compiled = time.perf_counter(), True
-                    self.progress.say(f"compiled, and at step {self.step}, in {now - since:.1f} s")
-                    since, first = now, self.step
+                steps, batches, rates = self.next_call()
+                if len(steps) not in self.programs:
+                    self.compile(len(steps), batches, rates)
+                    since, first = time.perf_counter(), self.step
+                if self.interruption.asked:
+                    self.leave()
+                self.advance(steps, batches, rates)
                 if self.due(config.log_every):
-                    loss = self.fetch()
+                    self.fetch()
                     now = time.perf_counter()
                     if self.step > first:
                         speed = self.speed((self.step - first) / (now - since))
                     since, first = now, self.step
-                    self.progress.update(bar, self.step, f"loss {loss:.4f}  {speed}")
+                    shown = "" if self.loss is None else f"loss {self.loss:.4f}  "
+                    self.progress.update(bar, self.step, shown + speed)
                 if self.due(config.eval_every):
                     self.evaluate()
                     since, first = time.perf_counter(), self.step
-                if self.due(config.checkpoint_every) or self.interruption.asked:
+                if self.due(config.checkpoint_every):
                     self.save()
-                if self.interruption.asked:
-                    self.checkpoints.wait()
-                    raise SystemExit(EXIT_PREEMPTED)
-            if not self.evaluation:  # a run that was already at its end
-                self.evaluation = evaluate(self.eval_step, self.state, self.task, self.feed)
         self.close(None)
         return Result(self.state, self.evaluation)
 
     def due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.num_steps
+        return self.step % every == 0 or self.step >= self.config.num_steps
 
-    def advance(self) -> None:
-        """The steps of one call; their metrics stay on the device."""
+    def next_call(self) -> tuple[range, Mapping[str, jax.Array], np.ndarray]:
+        """The steps of the next call of the compiled program, their batches and learning rates."""
         config, task = self.config, self.task
         every = (config.log_every, config.eval_every, config.checkpoint_every)
         left = min(config.num_steps - self.step, *(n - self.step % n for n in every))
@@ -290,38 +328,56 @@ class Run:
         rows = [task.train_batch(step, self.feed.rows) for step in steps]
         stacked = {name: np.stack([batch[name] for batch in rows]) for name in rows[0]}
         rates = np.array([task.learning_rate(step) for step in steps], np.float32)
-        self.state, metrics = self.train_steps(self.state, self.feed.stack(stacked), rates)
+        return steps, self.feed.stack(stacked), rates
+
+    def compile(self, num_steps: int, batches: Mapping[str, jax.Array], rates: np.ndarray) -> None:
+        """Makes the program of that many steps, unless it would not fit in memory."""
+        self.progress.say(f"compiling {num_steps} step{'s' if num_steps > 1 else ''} a call")
+        lowered = self.train_steps.lower(self.state, batches, rates)
+        limit = memory.available(self.mesh.local_devices[0])
+        self.programs[num_steps] = memory.compile_within(lowered, limit)
+
+    def advance(self, steps: range, batches: Mapping[str, jax.Array], rates: np.ndarray) -> None:
+        """The steps of one call; their metrics stay on the device."""
+        self.state, metrics = self.programs[len(steps)](self.state, batches, rates)
         self.step = steps.stop
         self.pending.append((steps, {**metrics, "learning_rate": (rates, np.ones(len(rates)))}))
 
-    def fetch(self) -> float:
-        """Writes down the metrics of the steps since the last fetch; the last loss."""
-        loss = float("nan")
+    def fetch(self) -> None:
+        """Writes down the metrics of the steps since the last fetch."""
         fetched = [
             (index + 1, jax.tree.map(lambda value, i=i: value[i], metrics))
             for steps, metrics in jax.device_get(self.pending)
             for i, index in enumerate(steps)
         ]
+        self.pending, diverged = [], range(0)
         for step, metrics in fetched:
             means = {k: float(total) / float(count or 1) for k, (total, count) in metrics.items()}
             if means["skipped"]:
                 means = {"skipped": 1.0, "learning_rate": means["learning_rate"]}
                 self.skipped_in_a_row += 1
+                if self.skipped_in_a_row >= self.config.max_skipped:
+                    diverged = range(step - self.skipped_in_a_row, step)
             else:
-                loss, self.skipped_in_a_row = means["loss"], 0
+                self.loss, self.skipped_in_a_row = means["loss"], 0
             for writer in self.writers:
                 writer.write(step, means)
-            if self.skipped_in_a_row >= self.config.max_skipped:
-                raise DivergedError(
-                    f"the loss or gradient of {self.skipped_in_a_row} steps in a row, up to step "
-                    f"{step}, was not finite; lower the learning rate, or look at batches "
-                    f"{step - self.skipped_in_a_row} to {step - 1} of data seed {self.config.seed}"
-                )
-        self.pending = []
-        return loss
+        if diverged:
+            raise DivergedError(
+                f"the loss or gradient of {len(diverged)} steps in a row, up to step "
+                f"{diverged.stop}, was not finite; the state is saved without their updates: look "
+                f"at batches {diverged.start} to {diverged.stop - 1} of data seed "
+                f"{self.task.data_seed}, or begin anew with a lower learning rate"
+            )
 
     def evaluate(self) -> None:
-        self.evaluation = evaluate(self.eval_step, self.state, self.task, self.feed)
+        """Writes down an evaluation; one that a signal interrupts is made when the run resumes."""
+        evaluation = evaluate(
+            self.eval_step, self.state, self.task, self.feed, lambda: self.interruption.asked
+        )
+        if evaluation is None:
+            self.leave()
+        self.evaluation = evaluation
         values = {f"eval_{name}": value for name, value in self.evaluation.items()}
         for writer in self.writers:
             writer.write(self.step, values)
@@ -341,6 +397,13 @@ class Run:
         self.metrics.flush()
         self.checkpoints.save(self.step, self.state)
         self.saved_step = self.step
+        self.status("running")
+
+    def leave(self) -> NoReturn:
+        """Ends as the signal asked, everything saved."""
+        self.save()
+        self.checkpoints.wait()
+        raise SystemExit(EXIT_PREEMPTED)
 
     def speed(self, steps_per_second: float) -> str:
         program = self.task.program
@@ -348,10 +411,10 @@ class Run:
         mfu = tokens * program.flops_per_token / (self.peak * self.mesh.size)
         return f"{tokens:,.0f} tokens/s  MFU {mfu:.0%} of {self.peak_source}"
 
-    def status(self, state: str, why: str = "") -> None:
+    def status(self, status: str, why: str = "") -> None:
         if jax.process_index() == 0:
-            value = {"status": state, "step": self.step, "num_steps": self.config.num_steps}
-            write_json(self.folder / "STATUS.json", {**value, **({"why": why} if why else {})})
+            now = runs.status_now(status, self.step, self.config.num_steps, loss=self.loss, why=why)
+            write_json(self.folder / runs.FILE, dataclasses.asdict(now))
 
     def close(self, error: BaseException | None) -> None:
         """Writes down what is known and how it ended."""
@@ -362,6 +425,10 @@ class Run:
         elif isinstance(error, SystemExit):
             self.status("preempted", "SIGTERM; run the same command with --resume")
         else:
+            if isinstance(error, DivergedError):
+                with contextlib.suppress(OSError):
+                    self.save()
+                    self.checkpoints.wait()
             self.status("failed", (str(error) or type(error).__name__).splitlines()[0])
         for writer in self.writers:
             writer.close()

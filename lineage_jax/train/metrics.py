@@ -72,10 +72,19 @@ def config_json(config: Any) -> dict[str, Any]:
 
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file whole or, killed or with the disk full, not at all: the old one stays."""
     path = epath.Path(path)
     part = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    part.replace(path)
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @runtime_checkable
@@ -91,11 +100,17 @@ class JsonLines:
     """metrics.jsonl: one line a step, the truth that every other view is made from.
 
     A run that resumes from step s keeps the lines up to s and writes the rest anew.
+
+    Attributes:
+      last: what the file says of that step s, in its line of training and that of evaluation.
     """
 
     def __init__(self, path: epath.Path, resume_step: int):
-        kept = path.read_text().splitlines() if path.exists() and resume_step else []
-        path.write_text("".join(f"{line}\n" for line in kept if _step_of(line) <= resume_step))
+        lines = path.read_text().splitlines() if path.exists() and resume_step else []
+        kept = [line for line in lines if _step_of(line) <= resume_step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        of_step = [line for line in kept[-2:] if _step_of(line) == resume_step]
+        self.last = {name: x for line in of_step for name, x in json.loads(line).items()}
         self._path = path
         self._lines: list[str] = []
 

@@ -1,6 +1,7 @@
 """What is compiled: one milestone's step on one mesh, the same to train it and to plan for it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -66,12 +67,15 @@ class Program:
 
     def abstract_state(self, mesh: Mesh) -> TrainState:
         """The shapes of the state, and where its arrays live on the mesh."""
-        boxed = jax.eval_shape(lambda: self.state(0))
         return jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            nn.meta.unbox(boxed),
-            sharding.shardings(boxed, mesh),
+            nn.meta.unbox(self._boxed_shapes),
+            sharding.shardings(self._boxed_shapes, mesh),
         )
+
+    @functools.cached_property
+    def _boxed_shapes(self) -> TrainState:
+        return jax.eval_shape(lambda: self.state(0))  # to trace a model takes a while: once
 
     def abstract_batches(self, mesh: Mesh, num_steps: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of the batches of several steps, and where they live on the mesh."""

@@ -1,5 +1,7 @@
 """Checkpoints are whole or not there, and what comes back is what was saved."""
 
+import random
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,32 +45,56 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
         assert checkpoints.restore_latest(STATE) is None
 
 
-def test_a_flipped_bit_in_any_file_is_refused_by_name_and_the_step_before_is_used(saved):
-    for path in files(saved, 3):
-        content = path.read_bytes()
-        if not content:
-            continue
-        flipped = bytearray(content)
-        flipped[len(content) // 2] ^= 1
-        path.write_bytes(flipped)
-        with Checkpoints(saved) as checkpoints:
-            step, _, problems = checkpoints.restore_latest(STATE)
-        assert step == 2
-        assert len(problems) == 1
-        assert path.name in problems[0]
-        path.write_bytes(content)
+def flipped(content):
+    """With one bit of the byte in the middle the other way round."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("harm", ["truncated", "deleted"])
-def test_a_damaged_file_is_refused_by_name(saved, harm):
-    path = max(files(saved, 3), key=lambda path: path.stat().st_size)
-    if harm == "truncated":
-        path.write_bytes(path.read_bytes()[:-1])
-    else:
-        path.unlink()
+HARMS = {"flipped": flipped, "truncated": lambda content: content[:-1], "deleted": None}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_each_file_in_turn_when_damaged_is_refused_by_name_and_the_step_before_is_used(saved, harm):
+    tried = 0
+    with Checkpoints(saved) as checkpoints:
+        for path in files(saved, 3):
+            content = path.read_bytes()
+            if harm == "deleted":
+                path.unlink()
+            elif content:
+                path.write_bytes(HARMS[harm](content))
+            else:
+                continue
+            step, _, (problem,) = checkpoints.restore_latest(STATE)
+            assert step == 2
+            assert f"{path} is" in problem
+            path.write_bytes(content)
+            tried += 1
+        assert tried > 5
+        assert checkpoints.restore_latest(STATE)[0] == 3
+
+
+def test_a_flipped_bit_anywhere_in_a_manifest_is_refused_and_the_step_before_is_used(saved):
+    path = saved / "manifests" / "3.json"
+    content = path.read_bytes()
+    with Checkpoints(saved) as checkpoints:
+        for bit in random.Random(0).sample(range(8 * len(content)), 32):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            step, _, (problem,) = checkpoints.restore_latest(STATE)
+            assert step == 2
+            assert str(path) in problem
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff"])
+def test_a_manifest_that_is_none_is_refused_by_name(saved, content):
+    path = saved / "manifests" / "3.json"
+    path.write_bytes(content)
     with (
         Checkpoints(saved) as checkpoints,
-        pytest.raises(CheckpointError, match=path.name),
+        pytest.raises(CheckpointError, match=r"manifest .*3\.json is damaged"),
     ):
         checkpoints.restore(3, STATE)
 
