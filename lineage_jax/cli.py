@@ -28,6 +28,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage list                      the milestones, as a table
   lineage show gpt                  one milestone: its paper, its parents, its files
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
+  lineage plan gpt --preset gpt3_175b --topology v5p:8x8x8   what a slice you do not have would do
   lineage sweep laptop              train many sizes, fit the scaling laws, write a report
   lineage plan-sweep --flops-min 1e15 --flops-max 1e18   a sweep of yours: sizes, time, cost
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
@@ -86,6 +87,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "list": list_,
         "show": show,
         "train": train,
+        "plan": plan,
         "sweep": sweep,
         "plan-sweep": plan_sweep,
         "fit": fit,
@@ -232,6 +234,50 @@ def train(arguments: Sequence[str]) -> None:
         )
     loss = "  ".join(f"{key} {value:.4f}" for key, value in result.evaluation.items())
     print(f"finished {config.num_steps} steps; held-out {loss}; written to {chosen.run_dir}")
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """`lineage plan NAME --preset PRESET --topology v5p:8x8x8`: the step on a slice of TPUs."""
+    import tyro
+
+    names = {one.name: one for one in lineage.LINEAGE}
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"wanted `lineage plan NAME`, NAME one of {', '.join(names)}")
+    name, rest = arguments[0], list(arguments[1:])
+    pick("milestone", name, names, hint="`lineage list` shows them all")
+    module = importlib.import_module(f"experiments.{name}")
+    preset = take_option(rest, "--preset", next(iter(module.PRESETS)))
+    experiment: Any = pick("preset", preset, module.PRESETS)()
+    flat: Any = Annotated[type(experiment), _without_prefix()]
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        experiment: flat
+        topology: str
+        """The slice, such as v5e:16x16 or v5p:8x8x8."""
+        tokens: float | None = None
+        """To train on, for the days and the cost; as many as the experiment does, if not given."""
+        json: str | None = None
+        """Where to write the plan."""
+
+    program = f"lineage plan {name} --preset {preset}"
+    chosen = options(Options, Options(experiment, tyro.MISSING_NONPROP), rest, program)
+    from lineage_jax.pods import Request, Topology, make_plan
+
+    experiment = chosen.experiment
+    tokens = chosen.tokens
+    if tokens is None:
+        tokens = experiment.train.num_steps * experiment.program().tokens_per_step
+    request = Request(
+        experiment.program,
+        Topology.parse(chosen.topology),
+        experiment.mesh,
+        accumulate=experiment.train.accumulate,
+    )
+    made = make_plan(request, tokens)
+    print("\n".join(made.lines()))
+    if chosen.json:
+        pathlib.Path(chosen.json).write_text(made.to_json())
 
 
 def _without_prefix() -> Any:
