@@ -3,14 +3,17 @@
 One is the device's: an instruction takes the cycles that the compiler estimates, a loop as often
 as it goes round. The other is the links': collectives pass one after the other, in the order in
 which they begin. A synchronous one holds the device until it is through; for an asynchronous one
-the device waits where it ends, if it is not through by then.
+the device waits where it ends, if it is not through by then. One that the compiler moves along
+inside of matrix products passes during those, and no others. Copies between the memories of a chip
+are asynchronous too, over a third clock.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 from lineage_jax.pods.hlo import Computation, Instruction, Module
-from lineage_jax.pods.network import Torus, collective
+from lineage_jax.pods.network import KINDS, Exchange, Torus, exchanges
 
 FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
@@ -18,8 +21,11 @@ FREE = frozenset(
 )
 """Opcodes that take no time."""
 
-PRODUCTS = ("convolution", "dot")
+PRODUCTS = {"convolution", "dot"}
 """Opcodes of matrix products; a TPU's are all convolutions."""
+
+STATED = re.compile(r'"(flops|bytes_accessed)":"(\d+)"')
+"""Counts that a Pallas kernel states (`pl.CostEstimate`)."""
 
 
 @dataclasses.dataclass
@@ -72,12 +78,6 @@ class Cost:
         """The traffic of a kind along some axes."""
         return self.traffic.setdefault((kind, axes), Traffic())
 
-    def wait(self, end: float, traffic: Traffic) -> None:
-        """Lets the device wait for a collective that is through at `end`."""
-        waited = max(0.0, end - self.seconds)
-        self.exposed += waited
-        traffic.exposed += waited
-
     def miss(self, why: str) -> None:
         """Notes that something is counted short."""
         self.unread[why] = self.unread.get(why, 0) + 1
@@ -121,47 +121,125 @@ class Walk:
         return self._known[computation.name]
 
     def _of(self, computation: Computation) -> Cost:
-        cost, free = Cost(), 0.0  # when the links are free again
-        ends: dict[str, tuple[float, Traffic]] = {}
+        run = Run(self.torus, self.mesh)
         for one in computation.instructions.values():
-            exchange = collective(self.module, computation, one)
-            if exchange is not None:
-                seconds = self.torus.seconds(exchange)
-                free = max(free, cost.seconds) + seconds
-                traffic = cost.at(exchange.kind, exchange.axes(self.mesh))
-                traffic.count += 1
-                traffic.bytes += exchange.wire
-                traffic.seconds += seconds
-                if one.opcode.endswith("-start"):
-                    traffic.asynchronous += 1
-                    ends[one.name] = free, traffic
-                else:
-                    cost.wait(free, traffic)
-            elif one.opcode.endswith("-done") and one.operands[0] in ends:
-                cost.wait(*ends.pop(one.operands[0]))
-            elif one.opcode == "while":
+            parts = exchanges(self.module, computation, one)
+            for part in parts:
+                run.exchange(part)
+            if one.opcode == "while":
                 trips = self.module.trips(one)
                 if trips is None:
-                    cost.miss("loop whose number of rounds is not to be read, counted once")
-                cost.add(self.of(self.module.called(one, "body")), 1 if trips is None else trips)
+                    run.cost.miss("loops whose rounds are not to be read, counted once")
+                body = self.of(self.module.called(one, "body"))
+                run.cost.add(body, 1 if trips is None else trips)
             elif one.opcode == "conditional":
                 branches = [self.of(self.module.computations[name]) for name in one.branches]
-                cost.add(max(branches, key=lambda branch: branch.seconds))
+                run.cost.add(max(branches, key=lambda branch: branch.seconds))
             elif one.opcode == "call":
-                cost.add(self.of(self.module.called(one, "to_apply")))
-            elif one.opcode not in FREE:
-                self._compute(cost, computation, one)
-        return cost
+                run.cost.add(self.of(self.module.called(one, "to_apply")))
+            elif one.opcode in ("copy-start", "slice-start", "dynamic-slice-start"):
+                run.copy_begins(one.name, computation.operands(one)[0].bytes / self.bandwidth)
+            elif one.opcode in ("copy-done", "slice-done", "dynamic-slice-done"):
+                run.copy_ends(one.operands[0])
+            elif one.opcode not in FREE and not one.opcode.endswith(("-start", "-done")):
+                seconds, product = self.seconds(run.cost, computation, one)
+                run.compute(seconds, product, parts)
+        return run.cost
 
-    def _compute(self, cost: Cost, computation: Computation, one: Instruction) -> None:
-        """Adds what an instruction keeps the device busy for."""
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second of a device's memory."""
         chip = self.torus.topology.chip
+        return chip.hbm_bandwidth / chip.devices
+
+    def seconds(self, cost: Cost, computation: Computation, one: Instruction) -> tuple[float, bool]:
+        """How long an instruction keeps the device busy, and whether it is a matrix product."""
+        chip = self.torus.topology.chip
+        inside = [one, *(inner for _, inner in self.module.inside(one))]
+        opcodes = {inner.opcode for inner in inside}
         if one.cycles is not None:
-            seconds = one.cycles / chip.clock
+            return one.cycles / chip.clock, bool(opcodes & PRODUCTS)
+        if "tpu_custom_call" in one.attributes:
+            counts = {name: int(n) for name, n in STATED.findall(one.attributes)}
+            if not counts:
+                cost.miss("Pallas kernels that state no counts, at the bytes of their arrays")
+            flops = counts.get("flops", 0) / (chip.peak_flops / chip.devices)
+            moved = counts.get("bytes_accessed", self.moved(computation, one)) / self.bandwidth
+            return max(flops, moved), flops > moved
+        if opcodes & set(KINDS) or one.opcode == "custom-call":
+            return 0.0, False
+        return self.moved(computation, one) / self.bandwidth, False
+
+    def moved(self, computation: Computation, one: Instruction) -> int:
+        """Bytes that an instruction reads and writes, where the compiler gives no estimate."""
+        inside = {one.opcode, *(inner.opcode for _, inner in self.module.inside(one))}
+        if "gather" in inside:  # of a table, which is not read whole
+            return 2 * one.bytes
+        operands = computation.operands(one)
+        if one.opcode == "dynamic-update-slice":  # in place
+            return 2 * operands[1].bytes
+        return one.bytes + sum(operand.bytes for operand in operands)
+
+
+class Run:
+    """One run of a computation under way: what it cost so far, and what is on its way."""
+
+    def __init__(self, torus: Torus, mesh: Mapping[str, int]):
+        self.torus, self.mesh = torus, mesh
+        self.cost = Cost()
+        self._links = self._copies = 0.0  # when they are free again
+        self._ends: dict[str, float] = {}  # of collectives and copies
+        self._left: dict[str, float] = {}  # seconds, of collectives that steps move along
+        self._traffic: dict[str, Traffic] = {}
+
+    def exchange(self, part: Exchange) -> None:
+        """Begins a collective, or waits for its end."""
+        if part.role == "step":
+            return
+        if part.role == "done":
+            if part.key in self._left:
+                self._wait(self.cost.seconds + max(0.0, self._left.pop(part.key)), part.key)
+            elif part.key in self._ends:
+                self._wait(self._ends.pop(part.key), part.key)
+            return
+        assert part.collective is not None
+        seconds = self.torus.seconds(part.collective)
+        traffic = self.cost.at(part.collective.kind, part.collective.axes(self.mesh))
+        traffic.count += 1
+        traffic.bytes += part.collective.wire
+        traffic.seconds += seconds
+        self._traffic[part.key] = traffic
+        if part.role == "start":
+            traffic.asynchronous += 1
+        if part.role == "start" and part.key.startswith("channel_id"):
+            self._left[part.key] = seconds
+            return
+        self._links = max(self._links, self.cost.seconds) + seconds
+        if part.role == "start":
+            self._ends[part.key] = self._links
         else:
-            moved = one.bytes + sum(operand.bytes for operand in computation.operands(one))
-            seconds = moved / (chip.hbm_bandwidth / chip.devices)
-        if one.opcode in PRODUCTS or any(i.opcode in PRODUCTS for _, i in self.module.inside(one)):
-            cost.compute += seconds
+            self._wait(self._links, part.key)
+
+    def _wait(self, end: float, key: str) -> None:
+        waited = max(0.0, end - self.cost.seconds)
+        self.cost.exposed += waited
+        self._traffic.pop(key).exposed += waited
+
+    def compute(self, seconds: float, product: bool, parts: list[Exchange]) -> None:
+        """Keeps the device busy; steps of collectives pass meanwhile."""
+        if product:
+            self.cost.compute += seconds
         else:
-            cost.memory += seconds
+            self.cost.memory += seconds
+        for part in parts:
+            if part.role == "step" and part.key in self._left:
+                self._left[part.key] -= seconds
+
+    def copy_begins(self, name: str, seconds: float) -> None:
+        """Begins a copy between memories."""
+        self._copies = max(self._copies, self.cost.seconds) + seconds
+        self._ends[name] = self._copies
+
+    def copy_ends(self, name: str) -> None:
+        """Waits for a copy."""
+        self.cost.memory += max(0.0, self._ends.pop(name, 0.0) - self.cost.seconds)

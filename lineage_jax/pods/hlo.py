@@ -161,7 +161,7 @@ def parse(text: str) -> Module:
             entry = name if header[1] else entry
         elif line == "}":
             computations[name] = Computation(name, lines)
-        elif " = " in line:
+        elif " = " in line and not line.startswith("HloModule "):
             one = instruction(line)
             lines[one.name] = one
     if entry is None:

@@ -104,6 +104,12 @@ def test_a_group_of_one_sends_nothing():
         ("replica_groups=[2,2]<=[4], x", ((0, 1), (2, 3))),
         ("replica_groups=[2,2]<=[2,2]T(1,0), x", ((0, 2), (1, 3))),
         ("source_target_pairs={{0,1},{1,0}}, x", ((0, 1), (1, 0))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, x", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}, x", ((0, 1, 2, 3),)),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}, x", ((0, 1), (2, 3))),
     ],
 )
 def test_groups_are_read_in_each_way_that_they_are_written(text, expected):
@@ -112,7 +118,7 @@ def test_groups_are_read_in_each_way_that_they_are_written(text, expected):
 
 def test_groups_in_an_unknown_way_are_an_error():
     with pytest.raises(ValueError, match="cannot read the groups"):
-        groups("replica_groups=@mesh", 4)
+        groups("replica_groups=a mesh", 4)
 
 
 def test_a_collective_is_told_by_the_axes_that_differ_in_its_groups():
