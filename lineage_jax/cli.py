@@ -238,8 +238,6 @@ def train(arguments: Sequence[str]) -> None:
 
 def plan(arguments: Sequence[str]) -> None:
     """`lineage plan NAME --preset PRESET --topology v5p:8x8x8`: the step on a slice of TPUs."""
-    import tyro
-
     names = {one.name: one for one in lineage.LINEAGE}
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"wanted `lineage plan NAME`, NAME one of {', '.join(names)}")
@@ -253,7 +251,7 @@ def plan(arguments: Sequence[str]) -> None:
     @dataclasses.dataclass(frozen=True)
     class Options:
         experiment: flat
-        topology: str
+        topology: str | None = None
         """The slice, such as v5e:16x16 or v5p:8x8x8."""
         tokens: float | None = None
         """To train on, for the days and the cost; as many as the experiment does, if not given."""
@@ -261,13 +259,15 @@ def plan(arguments: Sequence[str]) -> None:
         """Where to write the plan."""
 
     program = f"lineage plan {name} --preset {preset}"
-    chosen = options(Options, Options(experiment, tyro.MISSING_NONPROP), rest, program)
+    chosen = options(Options, Options(experiment), rest, program)
+    if chosen.topology is None:
+        raise UsageError("wanted --topology, such as v5e:16x16 or v5p:8x8x8")
     from lineage_jax.pods import Request, Topology, make_plan
 
     experiment = chosen.experiment
     tokens = chosen.tokens
     if tokens is None:
-        tokens = experiment.train.num_steps * experiment.program().tokens_per_step
+        tokens = float(experiment.train.num_steps * experiment.program().tokens_per_step)
     request = Request(
         experiment.program,
         Topology.parse(chosen.topology),

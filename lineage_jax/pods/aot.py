@@ -37,18 +37,7 @@ SCRIPT = "import sys; from lineage_jax.pods import aot; aot.main(*sys.argv[1:])"
 
 
 class DoesNotFitError(ValueError):
-    """The compiler found no way to fit the step in a device's memory.
-
-    Attributes:
-      used: bytes that it would need on each device; None if it does not say.
-    """
-
-    def __init__(self, message: str, used: int | None):
-        super().__init__(message)
-        self.used = used
-
-    def __reduce__(self):
-        return DoesNotFitError, (str(self), self.used)
+    """The compiler found no way to fit the step in a device's memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,12 +169,14 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def out_of_memory(message: str) -> int | None:
-    """The bytes wanted, of a message of the compiler that there are not so many; else None."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?)i?B? of", message)
-    if found is None:
-        return None
-    return round(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+def does_not_fit(message: str) -> DoesNotFitError:
+    """The compiler's error, in one line, with what to change."""
+    found = re.search(r"Used (\S+) of (\S+) hbm", message)
+    needs = f"needs {found[1]}iB of {found[2]}iB" if found else "needs more than there is"
+    return DoesNotFitError(
+        f"does not fit: a device {needs} of memory; split it further (--mesh.fsdp, --mesh.tensor), "
+        "recompute more (--model.remat full), or take fewer rows (--data.batch-size)"
+    )
 
 
 def main(asked: str, answered: str) -> None:
@@ -198,7 +189,7 @@ def main(asked: str, answered: str) -> None:
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if message.startswith("RESOURCE_EXHAUSTED"):
-            answer = DoesNotFitError(message, out_of_memory(message))
+            answer = does_not_fit(message)
         else:
             answer = RuntimeError(message)
     pathlib.Path(answered).write_bytes(pickle.dumps(answer))

@@ -9,6 +9,7 @@ are asynchronous too, over a third clock.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
@@ -72,7 +73,7 @@ class Cost:
     @property
     def network(self) -> float:
         """On the links, whether the device waits or not."""
-        return sum(one.seconds for one in self.traffic.values())
+        return math.fsum(one.seconds for one in self.traffic.values())
 
     def at(self, kind: str, axes: str) -> Traffic:
         """The traffic of a kind along some axes."""

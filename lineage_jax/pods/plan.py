@@ -13,7 +13,7 @@ from lineage_jax.pods.topologies import Topology
 
 UNSEEN = (
     "the host: reading data, saving checkpoints, the time between two steps",
-    "chips that are slower than others, preemption, restarts",
+    "stragglers, preemption, restarts",
     "traffic between slices, over the data-centre network",
     "what happens inside Pallas kernels, but for the counts that they state",
 )
