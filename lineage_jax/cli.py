@@ -257,24 +257,35 @@ def plan(arguments: Sequence[str]) -> None:
         """To train on, for the days and the cost; as many as the experiment does, if not given."""
         json: str | None = None
         """Where to write the plan."""
+        search: bool = False
+        """Try meshes, what is recomputed and batch sizes instead, and plan with the fastest: a
+        compilation of minutes for each."""
+        smallest: bool = False
+        """Find the smallest slice of the --topology's chip that holds the step."""
 
     program = f"lineage plan {name} --preset {preset}"
     chosen = options(Options, Options(experiment), rest, program)
     if chosen.topology is None:
         raise UsageError("wanted --topology, such as v5e:16x16 or v5p:8x8x8")
     from lineage_jax.pods import Request, Topology, make_plan
+    from lineage_jax.pods import search as searches
 
-    experiment = chosen.experiment
+    experiment, topology = chosen.experiment, Topology.parse(chosen.topology)
     tokens = chosen.tokens
     if tokens is None:
         tokens = float(experiment.train.num_steps * experiment.program().tokens_per_step)
-    request = Request(
-        experiment.program,
-        Topology.parse(chosen.topology),
-        experiment.mesh,
-        accumulate=experiment.train.accumulate,
-    )
-    made = make_plan(request, tokens)
+    if chosen.search or chosen.smallest:
+        if chosen.smallest:
+            tried = searches.smallest(experiment, topology.chip, tokens, print)
+        else:
+            tried = searches.search(experiment, topology, tokens, print)
+        if not tried or tried[0].plan is None or not tried[0].fits:
+            raise UsageError(f"nothing that was tried fits {chosen.topology}; take a larger slice")
+        made = tried[0].plan
+        print("\n".join(["", "ranked:", *(one.line() for one in tried if one.fits), ""]))
+    else:
+        accumulate = experiment.train.accumulate
+        made = make_plan(Request(experiment.program, topology, experiment.mesh, accumulate), tokens)
     print("\n".join(made.lines()))
     if chosen.json:
         pathlib.Path(chosen.json).write_text(made.to_json())

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lineage_jax.pods.aot import DoesNotFitError, Request
+from lineage_jax.pods.chips import GIB, Chip
 from lineage_jax.pods.plan import Plan, make_plan
 from lineage_jax.pods.topologies import Topology
 from lineage_jax.sharding import RULES, MeshConfig
@@ -14,10 +15,17 @@ REMATS = ("none", "dots", "full")
 """From the fastest to the smallest (`lineage_jax.nn.stack`)."""
 
 TENSOR = (1, 2, 4, 8)
-"""Ways to split heads and feed-forward; more than 8 would leave a host of most slices."""
+"""Ways to split heads and feed-forward: no more than the chips of a host."""
 
 ROWS = (1, 2, 4, 8)
-"""Rows of a batch for each of the shares it is split in."""
+"""Rows of a batch for each of the shares that it is split in."""
+
+SLICES = {
+    2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+}
+"""Shapes that Google Cloud sells, by the dimensions of the torus, the smallest first
+(https://docs.cloud.google.com/tpu/docs/v5e and v5p-training, tables of configurations)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +34,20 @@ class Candidate:
 
     Attributes:
       experiment: the experiment, changed.
-      mesh: its mesh.
+      topology: the slice.
       remat: what its backward pass recomputes.
       rows: of a batch, all devices together.
     """
 
     experiment: Any
-    mesh: MeshConfig
+    topology: Topology
     remat: str
     rows: int
 
     def __str__(self) -> str:
-        axes = " x ".join(f"{a} {n}" for a, n in dataclasses.asdict(self.mesh).items() if n != 1)
-        return f"{axes or 'one device'}, remat {self.remat}, {self.rows} rows"
+        mesh = dataclasses.asdict(self.experiment.mesh)
+        axes = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size != 1)
+        return f"{self.topology.name}  {axes or 'one device'}  remat {self.remat}  {self.rows} rows"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +59,24 @@ class Tried:
     why: str = ""
 
     @property
+    def fits(self) -> bool:
+        return self.plan is not None and self.plan.fits
+
+    @property
     def speed(self) -> float:
         """Tokens per second per chip; 0 of what does not fit."""
         return self.plan.tokens_per_second_per_chip if self.plan and self.plan.fits else 0.0
 
-
-def meshes(num_devices: int) -> Iterator[MeshConfig]:
-    """Parameters split over all devices, with and without tensor parallelism."""
-    for tensor in TENSOR:
-        if num_devices % tensor == 0:
-            yield MeshConfig(data=1, fsdp=num_devices // tensor, tensor=tensor)
-
-
-def families(experiment: Any, topology: Topology) -> Iterator[list[Candidate]]:
-    """Candidates that differ in their batch alone, in lists from the smallest."""
-    for mesh in meshes(topology.num_devices):
-        shares = math.prod(getattr(mesh, axis) for axis in RULES["batch"])
-        for remat in REMATS:
-            model = dataclasses.replace(experiment.model, remat=remat)
-            family = []
-            for rows in ROWS:
-                data = dataclasses.replace(experiment.data, batch_size=rows * shares)
-                changed = dataclasses.replace(experiment, model=model, data=data, mesh=mesh)
-                family.append(Candidate(changed, mesh, remat, rows * shares))
-            yield family
+    def line(self) -> str:
+        """As a line of a table."""
+        if self.plan is None:
+            return f"{self.candidate!s:<56} {self.why}"
+        verdict = "" if self.fits else "  DOES NOT FIT"
+        return (
+            f"{self.candidate!s:<56}{self.plan.hbm_total / GIB:8.2f} GiB{self.plan.seconds:9.3f} s"
+            f"{self.plan.tokens_per_second_per_chip:10,.0f} tokens/s/chip"
+            f"  MFU {self.plan.mfu:5.1%}{verdict}"
+        )
 
 
 def search(
@@ -88,34 +91,72 @@ def search(
       say: receives a line for each candidate.
     """
     tried = []
-    for family in families(experiment, topology):
-        for candidate in family:
-            one = attempt(candidate, topology, tokens)
-            tried.append(one)
-            say(line(one))
-            if not one.speed:
-                break
+    for remat in REMATS:
+        for family in families(experiment, topology, remat, ROWS):
+            tried += run(family, tokens, say)
     return sorted(tried, key=lambda one: -one.speed)
 
 
-def attempt(candidate: Candidate, topology: Topology, tokens: float) -> Tried:
+def smallest(experiment: Any, chip: Chip, tokens: float, say: Callable[[str], None]) -> list[Tried]:
+    """Candidates for the smallest slice that holds the step with one row for each share.
+
+    Returns:
+      Those of the first slice where one fits, the fastest first; none if none does.
+    """
+    for shape in SLICES[chip.torus_dims]:
+        topology = Topology.parse(f"{chip.name}:{shape}")
+        tried = []
+        for family in families(experiment, topology, REMATS[-1], (1,)):
+            tried += run(family, tokens, say)
+        if any(one.fits for one in tried):
+            return sorted(tried, key=lambda one: -one.speed)
+    return []
+
+
+def families(
+    experiment: Any, topology: Topology, remat: str, rows: Sequence[int]
+) -> Iterator[list[Candidate]]:
+    """For each mesh, the candidates that differ in their batch, the smallest first."""
+    model = dataclasses.replace(experiment.model, remat=remat)
+    for tensor in TENSOR:
+        if topology.num_devices % tensor:
+            continue
+        mesh = MeshConfig(data=1, fsdp=topology.num_devices // tensor, tensor=tensor)
+        shares = math.prod(getattr(mesh, axis) for axis in RULES["batch"])
+        yield [
+            Candidate(
+                dataclasses.replace(
+                    experiment,
+                    model=model,
+                    data=dataclasses.replace(experiment.data, batch_size=each * shares),
+                    mesh=mesh,
+                ),
+                topology,
+                remat,
+                each * shares,
+            )
+            for each in rows
+        ]
+
+
+def run(family: Sequence[Candidate], tokens: float, say: Callable[[str], None]) -> list[Tried]:
+    """Plans the candidates of a family, up to the first that does not fit."""
+    tried: list[Tried] = []
+    for candidate in family:
+        tried.append(attempt(candidate, tokens))
+        say(tried[-1].line())
+        if not tried[-1].fits:
+            break
+    return tried
+
+
+def attempt(candidate: Candidate, tokens: float) -> Tried:
     """Plans one candidate."""
-    request = Request(candidate.experiment.program, topology, candidate.mesh)
+    experiment = candidate.experiment
+    request = Request(experiment.program, candidate.topology, experiment.mesh)
     try:
         return Tried(candidate, make_plan(request, tokens))
     except DoesNotFitError as error:
-        return Tried(candidate, None, str(error))
+        return Tried(candidate, None, str(error).partition(";")[0])
     except ValueError as error:  # heads that the mesh does not divide, for one
         return Tried(candidate, None, str(error))
-
-
-def line(tried: Tried) -> str:
-    """One candidate as a line of a table."""
-    plan = tried.plan
-    if plan is None:
-        return f"{tried.candidate!s:<44} {tried.why}"
-    fits = "" if plan.fits else "  DOES NOT FIT"
-    return (
-        f"{tried.candidate!s:<44}{plan.hbm_total / 2**30:8.2f} GiB{plan.seconds:9.3f} s"
-        f"{plan.tokens_per_second_per_chip:10,.0f} tokens/s/chip  MFU {plan.mfu:5.1%}{fits}"
-    )
