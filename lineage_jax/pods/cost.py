@@ -138,11 +138,12 @@ class Walk:
                 run.cost.add(max(branches, key=lambda branch: branch.seconds))
             elif one.opcode == "call":
                 run.cost.add(self.of(self.module.called(one, "to_apply")))
-            elif one.opcode in ("copy-start", "slice-start", "dynamic-slice-start"):
-                run.copy_begins(one.name, computation.operands(one)[0].bytes / self.bandwidth)
-            elif one.opcode in ("copy-done", "slice-done", "dynamic-slice-done"):
+            elif one.opcode.endswith("-start"):
+                if not parts:  # a copy or a slice: its result and what it is of, whichever is less
+                    run.copy_begins(one.name, min(a.bytes for a in one.arrays[:2]) / self.bandwidth)
+            elif one.opcode.endswith("-done"):
                 run.copy_ends(one.operands[0])
-            elif one.opcode not in FREE and not one.opcode.endswith(("-start", "-done")):
+            elif one.opcode not in FREE:
                 seconds, product = self.seconds(run.cost, computation, one)
                 run.compute(seconds, product, parts)
         return run.cost

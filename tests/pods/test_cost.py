@@ -91,3 +91,68 @@ def test_a_permutation_is_asynchronous_and_its_neighbour_waits_for_the_end(chip)
 def test_an_all_gather_takes_its_bytes_over_the_links_of_its_group():
     found = cost("all_gather_tensor_v5e")  # two neighbours and one link
     assert found.network == pytest.approx(1e-6 + LOCAL / 45e9, rel=1e-12)
+
+
+HIDDEN = """\
+HloModule jit_step, is_scheduled=true, num_partitions=2
+
+%begin (b: f32[128,512]) -> (f32[128,512], f32[256,512]) {
+  %b = f32[128,512]{1,0} parameter(0)
+  %gather.1 = f32[256,512]{1,0} all-gather(%b), channel_id=7, replica_groups={{0,1}}
+  ROOT %start.1 = (f32[128,512]{1,0}, f32[256,512]{1,0}) custom-call(%gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%along (a: f32[128,512]) -> f32[128,512] {
+  %a = f32[128,512]{1,0} parameter(0)
+  ROOT %gather.2 = f32[256,512]{1,0} all-gather(%a), channel_id=7, replica_groups={{0,1}}
+}
+
+%finish (d: f32[128,512]) -> f32[256,512] {
+  %d = f32[128,512]{1,0} parameter(0)
+  %gather.3 = f32[256,512]{1,0} all-gather(%d), channel_id=7, replica_groups={{0,1}}
+  ROOT %end.1 = f32[256,512]{1,0} custom-call(%gather.3), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[128,512]) -> f32[256,512] {
+  %x = f32[128,512]{1,0} parameter(0)
+  BODY
+}
+"""
+APART = """%start = (f32[128,512]{1,0}, f32[256,512]{1,0}) all-gather-start(%x), channel_id=7, \
+replica_groups={{0,1}}
+  %work = f32[128,512]{1,0} negate(%x), backend_config={"estimated_cycles":"CYCLES"}
+  ROOT %done = f32[256,512]{1,0} all-gather-done(%start)"""
+FUSED = """%start = (f32[128,512]{1,0}, f32[256,512]{1,0}) fusion(%x), kind=kCustom, calls=%begin
+  %part = f32[128,512]{1,0} get-tuple-element(%start), index=0
+  %idle = f32[128,512]{1,0} negate(%x), backend_config={"estimated_cycles":"IDLE"}
+  %work = f32[128,512]{1,0} fusion(%part), kind=kOutput, calls=%along, \
+backend_config={"continuation_config":{},"estimated_cycles":"CYCLES"}
+  ROOT %done = f32[256,512]{1,0} fusion(%work), kind=kCustom, calls=%finish"""
+GATHER = 1e-6 + LOCAL / 45e9
+"""Seconds on the one link between two neighbours."""
+
+
+def hidden(body: str, **cycles: int) -> Cost:
+    text = HIDDEN.replace("BODY", body)
+    for name, count in cycles.items():
+        text = text.replace(name, str(count))
+    torus = Torus(Topology.parse("v5e:1x2"), ((0, 0, 0), (0, 1, 0)))
+    return Walk(hlo.parse(text), torus, {"fsdp": 2}).cost()
+
+
+@pytest.mark.parametrize(("body", "cycles"), [(APART, {}), (FUSED, {"IDLE": 0})])
+def test_an_asynchronous_collective_hides_behind_the_work_between_its_ends(body, cycles):
+    short = hidden(body, CYCLES=3000, **cycles)  # 2 us, not enough
+    assert short.exposed == pytest.approx(GATHER - 2e-6, rel=1e-9)
+    long = hidden(body, CYCLES=30_000, **cycles)
+    assert long.exposed == 0
+    ((key, traffic),) = long.traffic.items()
+    assert key == ("all-gather", "fsdp")
+    assert (traffic.count, traffic.asynchronous, traffic.bytes) == (1, 1, LOCAL)
+    assert traffic.seconds == pytest.approx(GATHER, rel=1e-12)
+
+
+def test_a_collective_inside_of_products_does_not_pass_beside_other_work():
+    assert hidden(FUSED, CYCLES=0, IDLE=30_000).exposed == pytest.approx(GATHER, rel=1e-9)

@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
+from lineage_jax.pods.chips import CHIPS
 from lineage_jax.pods.topologies import Topology
 from lineage_jax.sharding import MeshConfig
+from lineage_jax.train.metrics import PEAK_FLOPS
 
 
 def test_a_name_is_a_chip_and_a_shape():
@@ -56,3 +58,9 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(ImportError, match=r"pip install 'lineage-jax\[tpu\]'"):
         Topology.parse("v5e:2x4").devices()
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_a_plan_and_a_run_take_their_mfu_of_the_same_peak(chip):
+    if chip.device_kind in PEAK_FLOPS:  # of a device
+        assert chip.peak_flops / chip.devices == PEAK_FLOPS[chip.device_kind]
