@@ -171,10 +171,13 @@ def device_bytes(tree: Any) -> int:
 
 def does_not_fit(message: str) -> DoesNotFitError:
     """The compiler's error, in one line, with what to change."""
-    found = re.search(r"Used (\S+) of (\S+) hbm", message)
-    needs = f"needs {found[1]}iB of {found[2]}iB" if found else "needs more than there is"
+    needs = "more than it has"
+    if part := re.search(r"for (?:HLO )?(\w+) \((\S+)\) exceeds available HBM \((\S+)\)", message):
+        needs = f"{part[2]}iB for {part[1]}, has {part[3]}iB"
+    elif total := re.search(r"Used (\S+) of (\S+) hbm", message):
+        needs = f"{total[1]}iB for all, has {total[2]}iB"
     return DoesNotFitError(
-        f"does not fit: a device {needs} of memory; split it further (--mesh.fsdp, --mesh.tensor), "
+        f"does not fit: a device needs {needs}; split it further (--mesh.fsdp, --mesh.tensor), "
         "recompute more (--model.remat full), or take fewer rows (--data.batch-size)"
     )
 

@@ -38,12 +38,12 @@ def test_the_step_that_trains_the_tiny_gpt_is_planned_for_eight_chips():
 def test_a_model_too_large_for_its_chips_says_how_much_it_needs():
     large = gpt.experiment("gpt3_1_3b")  # 16 bytes a parameter, on each of eight chips
     large = dataclasses.replace(large, data=dataclasses.replace(large.data, batch_size=8))
-    with pytest.raises(DoesNotFitError, match=r"needs [2-9]\d\.\d+GiB of 15\.\d+GiB of memory"):
+    with pytest.raises(DoesNotFitError, match=r"needs 2\d\.\d+GiB for .*, has 15\.\d+GiB"):
         make_plan(request(large, MeshConfig(data=8)), tokens=1e9)
 
 
 def test_a_mesh_that_does_not_divide_the_heads_says_so_from_the_other_process():
-    with pytest.raises(ValueError, match="'heads' of 4 does not divide over mesh axis tensor=8"):
+    with pytest.raises(ValueError, match="'kv_heads' of 4 does not divide over mesh axis tensor=8"):
         make_plan(request(gpt.tiny(), MeshConfig(data=1, tensor=8)), tokens=1e9)
 
 
