@@ -13,8 +13,9 @@ import math
 import re
 from collections.abc import Mapping
 
+from lineage_jax.pods.collectives import KINDS, Exchange, exchanges
 from lineage_jax.pods.hlo import Computation, Instruction, Module
-from lineage_jax.pods.network import KINDS, Exchange, Torus, exchanges
+from lineage_jax.pods.network import Torus
 
 FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}

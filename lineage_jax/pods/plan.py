@@ -8,7 +8,7 @@ from lineage_jax.pods import hlo
 from lineage_jax.pods.aot import Compiled, Request, compile_step
 from lineage_jax.pods.chips import GIB
 from lineage_jax.pods.cost import Cost, Walk
-from lineage_jax.pods.network import Torus
+from lineage_jax.pods.network import HOP_SECONDS, Torus
 from lineage_jax.pods.topologies import Topology
 
 UNSEEN = (
@@ -219,10 +219,13 @@ def assumptions(topology: Topology, cost: Cost) -> Iterator[str]:
     )
     yield (
         f"links of {chip.link_bandwidth / 1e9:g} GB/s one way; dimensions that close to a ring: "
-        f"{', '.join(rings) or 'none'}; ring algorithms on all dimensions of a group at once; one "
-        "collective on the links at a time"
+        f"{', '.join(rings) or 'none'}; {HOP_SECONDS * 1e6:g} us a hop; ring algorithms on all "
+        "dimensions of a group at once; one collective on the links at a time"
     )
-    yield "synchronous collectives hold the device; asynchronous ones until they end"
+    yield (
+        "synchronous collectives hold the device; asynchronous ones pass beside what runs until "
+        "they end, or, where they are fused into matrix products, during those alone"
+    )
     yield f"flags: {' '.join(chip.flags)}"
     if chip.price is not None:
         yield f"{chip.price:.2f} USD a chip hour, on demand, all chips at work all the time"

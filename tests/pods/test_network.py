@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from lineage_jax.pods.network import HOP_SECONDS, Collective, Torus, groups
+from lineage_jax.pods.collectives import Collective, groups
+from lineage_jax.pods.network import HOP_SECONDS, Torus
 from lineage_jax.pods.topologies import Topology
 
 MB = 2**20
