@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from lineage_jax.pods import hlo
 from lineage_jax.pods.aot import Compiled, Request, compile_step
-from lineage_jax.pods.chips import GIB
 from lineage_jax.pods.cost import Cost, Walk
 from lineage_jax.pods.network import HOP_SECONDS, Torus
 from lineage_jax.pods.topologies import Topology
@@ -113,11 +112,10 @@ class Plan:
         yield ""
         verdict = "fits" if self.fits else "DOES NOT FIT"
         yield (
-            f"memory of a device: {self.hbm_total / GIB:.2f} GiB of {self.hbm_limit / GIB:.0f}: "
-            f"{verdict}"
+            f"memory of a device: {amount(self.hbm_total)} of {amount(self.hbm_limit)}: {verdict}"
         )
         for part, size in self.hbm.items():
-            yield f"  {part:<28}{size / GIB:10.3f} GiB"
+            yield f"  {part:<28}{amount(size):>13}"
         yield ""
         yield f"step: {duration(self.seconds)}, bound by {self.bound}"
         yield f"  compute (matrix products)   {duration(self.compute):>14}"
@@ -126,12 +124,12 @@ class Plan:
         yield f"  (on the links, hidden too)  {duration(self.network):>14}"
         yield ""
         if self.traffic:
-            names = f"{'count':>7}{'async':>7}{'MB sent':>12}{'seconds':>10}{'waited':>10}"
+            names = f"{'count':>7}{'async':>7}{'MB sent':>12}{'links':>13}{'waited':>13}"
             yield f"  {'collective':<20}{'axes':<18}{names}"
         for row in self.traffic:
             yield (
                 f"  {row.kind:<20}{row.axes:<18}{row.count:>7}{row.asynchronous:>7}"
-                f"{row.bytes / 1e6:>12.2f}{row.seconds:>10.4f}{row.exposed:>10.4f}"
+                f"{row.bytes / 1e6:>12.2f}{duration(row.seconds):>13}{duration(row.exposed):>13}"
             )
         yield ""
         yield f"{self.tokens_per_second_per_chip:,.0f} tokens/s per chip, MFU {self.mfu:.1%}"
@@ -239,3 +237,11 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3f} {unit}"
     return f"{seconds / 1e-6:.1f} us"
+
+
+def amount(size: int) -> str:
+    """Bytes, with a unit that suits them."""
+    for unit, power in (("GiB", 30), ("MiB", 20)):
+        if size >= 2**power:
+            return f"{size / 2**power:.2f} {unit}"
+    return f"{size / 2**10:.1f} KiB"
