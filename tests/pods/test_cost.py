@@ -34,6 +34,23 @@ def test_a_matrix_product_takes_its_flops_over_the_peak():
     assert found.exposed == found.network == 0
 
 
+@pytest.mark.parametrize(
+    ("chip", "peak", "fraction"),
+    [
+        ("v4", 275e12, 0.93),
+        ("v5e", 197e12, 0.88),
+        ("v5p", 459e12, 0.90),
+        ("v6e", 918e12, 0.70),
+        ("tpu7x", 2307e12 / 2, 0.81),  # one of a chip's two devices
+    ],
+)
+def test_each_chip_comes_to_a_part_of_its_peak_on_a_large_product(chip, peak, fraction):
+    found = cost(f"product_{chip}")
+    # The compiler's estimates, at the clocks of `chips.py`: a record, to two digits, of how far
+    # below the peak every plan for that chip begins.
+    assert 2 * 8192**3 / peak / found.compute == pytest.approx(fraction, abs=0.005)
+
+
 def test_a_scan_takes_its_body_as_often_as_it_goes_round():
     found = cost("scan")
     assert found.compute == pytest.approx(12 * 141_966 / 1.5e9, rel=1e-12)  # as the file says

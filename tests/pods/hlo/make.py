@@ -83,6 +83,10 @@ def array(shape, spec=ONE, dtype=jnp.bfloat16):
 
 PROGRAMS = {
     "matmul": ("v5e:1x1", MeshConfig(), matmul, [array((4096, 4096))] * 2),
+    **{
+        f"product_{name.partition(':')[0]}": (name, MeshConfig(), matmul, [array((8192, 8192))] * 2)
+        for name in ("v4:1x1x1", "v5e:1x1", "v5p:1x1x1", "v6e:1x1", "tpu7x:1x1x1")
+    },
     "scan": ("v5e:1x1", MeshConfig(), scan, [array((2048, 2048)), array((12, 2048, 2048))]),
     "kernel": ("v5e:1x1", MeshConfig(), kernel, [array((1024, 512), dtype=jnp.float32)]),
     **{
