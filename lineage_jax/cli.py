@@ -30,6 +30,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage show gpt                  one milestone: its paper, its parents, its files
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
   lineage runs                      the runs in a folder: which are under way, which went wrong
+  lineage plan gpt --preset gpt3_175b --topology v5p:8x8x8   what a slice you do not have would do
   lineage sweep laptop              train many sizes, fit the scaling laws, write a report
   lineage plan-sweep --flops-min 1e15 --flops-max 1e18   a sweep of yours: sizes, time, cost
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
@@ -93,6 +94,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "show": show,
         "train": train,
         "runs": runs,
+        "plan": plan,
         "sweep": sweep,
         "plan-sweep": plan_sweep,
         "fit": fit,
@@ -239,6 +241,61 @@ def train(arguments: Sequence[str]) -> None:
         )
     loss = "  ".join(f"{key} {value:.4f}" for key, value in result.evaluation.items())
     print(f"finished {config.num_steps} steps; held-out {loss}; written to {chosen.run_dir}")
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """`lineage plan NAME --preset PRESET --topology v5p:8x8x8`: the step on a slice of TPUs."""
+    names = {one.name: one for one in lineage.LINEAGE}
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"wanted `lineage plan NAME`, NAME one of {', '.join(names)}")
+    name, rest = arguments[0], list(arguments[1:])
+    pick("milestone", name, names, hint="`lineage list` shows them all")
+    module = importlib.import_module(f"experiments.{name}")
+    preset = take_option(rest, "--preset", next(iter(module.PRESETS)))
+    experiment: Any = pick("preset", preset, module.PRESETS)()
+    flat: Any = Annotated[type(experiment), _without_prefix()]
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        experiment: flat
+        topology: str | None = None
+        """The slice, such as v5e:16x16 or v5p:8x8x8."""
+        tokens: float | None = None
+        """To train on, for the days and the cost; as many as the experiment does, if not given."""
+        json: str | None = None
+        """Where to write the plan."""
+        search: bool = False
+        """Try meshes, what is recomputed and batch sizes instead, and plan with the fastest: a
+        compilation of minutes for each."""
+        smallest: bool = False
+        """Find the smallest slice of the --topology's chip that holds the step."""
+
+    program = f"lineage plan {name} --preset {preset}"
+    chosen = options(Options, Options(experiment), rest, program)
+    if chosen.topology is None:
+        raise UsageError("wanted --topology, such as v5e:16x16 or v5p:8x8x8")
+    from lineage_jax.pods import Request, Topology, make_plan
+    from lineage_jax.pods import search as searches
+
+    experiment, topology = chosen.experiment, Topology.parse(chosen.topology)
+    tokens = chosen.tokens
+    if tokens is None:
+        tokens = float(experiment.train.num_steps * experiment.program().tokens_per_step)
+    if chosen.search or chosen.smallest:
+        if chosen.smallest:
+            tried = searches.smallest(experiment, topology.chip, tokens, print)
+        else:
+            tried = searches.search(experiment, topology, tokens, print)
+        if not tried or tried[0].plan is None or not tried[0].fits:
+            raise UsageError(f"nothing that was tried fits {chosen.topology}; take a larger slice")
+        made = tried[0].plan
+        print("\n".join(["", "ranked:", *(one.line() for one in tried if one.fits), ""]))
+    else:
+        accumulate = experiment.train.accumulate
+        made = make_plan(Request(experiment.program, topology, experiment.mesh, accumulate), tokens)
+    print("\n".join(made.lines()))
+    if chosen.json:
+        pathlib.Path(chosen.json).write_text(made.to_json())
 
 
 def _without_prefix() -> Any:

@@ -129,10 +129,11 @@ class Program:
     def compile_for(self, mesh: Mesh, *, accumulate: int = 1) -> Any:
         """The compiled step of a mesh whose devices need not be here, nor exist."""
         rate = jax.ShapeDtypeStruct((1,), jnp.float32, sharding=sharding.replicated(mesh))
-        arguments = (self.abstract_state(mesh), self.abstract_batches(mesh, 1), rate)
+        # Outside the mesh's context, where taking shapes out of their boxes would constrain them.
         steps = self.train_steps(mesh, accumulate=accumulate)
+        state, batches = self.abstract_state(mesh), self.abstract_batches(mesh, 1)
         with sharding.use(mesh):
-            return steps.lower(*arguments).compile()
+            return steps.lower(state, batches, rate).compile()
 
 
 def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Any]:

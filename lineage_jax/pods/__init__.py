@@ -1,0 +1,27 @@
+"""Machines you do not have: the step that `train` runs, compiled for a slice of TPUs and predicted.
+
+topologies   "v5p:8x8x8" as devices and a mesh
+aot          the real step, compiled by the real compiler, in a process of its own
+hlo          the text that the compiler leaves
+network      what a collective sends, and how long the torus takes
+cost         a walk through the schedule
+plan         all of it, as a table
+"""
+
+from lineage_jax.pods.aot import Compiled, DoesNotFitError, Request, compile_step
+from lineage_jax.pods.chips import CHIPS, Chip
+from lineage_jax.pods.plan import Plan, make_plan, predict
+from lineage_jax.pods.topologies import Topology
+
+__all__ = [
+    "CHIPS",
+    "Chip",
+    "Compiled",
+    "DoesNotFitError",
+    "Plan",
+    "Request",
+    "Topology",
+    "compile_step",
+    "make_plan",
+    "predict",
+]

@@ -1,0 +1,135 @@
+"""The chips that a plan can be for: what each does in a second, what it holds, how it is wired.
+
+Sources, by the key in each entry's comments:
+  docs   https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p-training, v6e and tpu7x: the tables of
+         key specifications. HBM is in GiB there, whatever the unit is called.
+  book   Austin et al. 2025, "How to Scale Your Model", part 2 and part 3,
+         https://jax-ml.github.io/scaling-book: one-way ICI bandwidth, wrap-around, time per hop.
+  sky    SkyPilot's catalogue of Google Cloud's list prices (catalogs/v8/gcp/vms.csv), on demand, in
+         us-central1 (us-central2 for v4). Prices change: look before you rely on one.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+GIB = 2**30
+
+ASYNC_COLLECTIVES = (
+    "--xla_enable_async_all_gather=true",
+    "--xla_enable_async_all_reduce=true",
+    "--xla_tpu_enable_async_collective_fusion=true",
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+)
+"""Collectives that start, let the chip compute, and end: without them none is hidden."""
+
+CONTINUATION_FUSION = ("--xla_tpu_overlap_compute_collective_tc=true",)
+"""A collective inside the loop of a matrix product; v5p and v6e refuse to compile with it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One generation of TPU, by the chip (not by the core).
+
+    Attributes:
+      name: as in the name of a topology, "v5e" in "v5e:16x16".
+      device_kind: what `jax.Device.device_kind` says.
+      peak_flops: dense bfloat16 FLOPs per second.
+      hbm_bytes: of memory.
+      hbm_bandwidth: bytes per second.
+      clock: cycles per second that the compiler's `estimated_cycles` are taken to be of: the
+        peak divided by the FLOPs of one cycle, 2 for each cell of the chip's matrix units.
+      link_bandwidth: bytes per second, one way, of one link to a neighbour.
+      torus_dims: dimensions of the network, with two links in each.
+      wraps_at: the extent at which a dimension closes to a ring: that extent alone on a 2D torus;
+        on a 3D one every multiple of it, if all three dimensions are multiples.
+      devices: how many JAX devices the chip is.
+      config: what libtpu calls the arrangement of its cores, if it is not the first.
+      price: US dollars an hour on demand; None if unknown.
+      flags: for LIBTPU_INIT_ARGS, to plan with and to run with.
+    """
+
+    name: str
+    device_kind: str
+    peak_flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    clock: float
+    link_bandwidth: float
+    torus_dims: int
+    wraps_at: int
+    devices: int = 1
+    config: str | None = None
+    price: float | None = None
+    flags: tuple[str, ...] = ASYNC_COLLECTIVES
+
+
+V4 = Chip(
+    name="v4",
+    device_kind="TPU v4",
+    peak_flops=275e12,  # docs
+    hbm_bytes=32 * GIB,  # docs
+    hbm_bandwidth=1.2e12,  # docs
+    clock=1.05e9,  # 2 cores x 4 units x 128 x 128
+    link_bandwidth=45e9,  # book
+    torus_dims=3,
+    wraps_at=4,
+    config="megacore",  # as on Cloud TPU: both cores are one device
+    price=3.22,  # sky
+)
+
+V5E = Chip(
+    name="v5e",
+    device_kind="TPU v5 lite",
+    peak_flops=197e12,  # docs
+    hbm_bytes=16 * GIB,  # docs
+    hbm_bandwidth=819e9,  # docs
+    clock=1.5e9,  # 1 core x 4 units x 128 x 128
+    link_bandwidth=45e9,  # docs print 400 GB/s, both ways over 4 links; book: 0.9 of that arrives
+    torus_dims=2,
+    wraps_at=16,
+    price=1.20,  # sky
+    flags=ASYNC_COLLECTIVES + CONTINUATION_FUSION,
+)
+
+V5P = Chip(
+    name="v5p",
+    device_kind="TPU v5",
+    peak_flops=459e12,  # docs
+    hbm_bytes=95 * GIB,  # docs
+    hbm_bandwidth=2765e9,  # docs
+    clock=1.75e9,  # 2 cores x 4 units x 128 x 128
+    link_bandwidth=90e9,  # docs print 1200 GB/s, both ways over 6 links; 0.9 of that
+    torus_dims=3,
+    wraps_at=4,
+    price=4.20,  # sky
+)
+
+V6E = Chip(
+    name="v6e",
+    device_kind="TPU v6 lite",
+    peak_flops=918e12,  # docs
+    hbm_bytes=32 * GIB,  # docs
+    hbm_bandwidth=1638e9,  # docs
+    clock=1.75e9,  # assumed: 4 x 256 x 256 cells (docs print two units, at an unprinted clock)
+    link_bandwidth=90e9,  # docs print 800 GB/s, both ways over 4 links; 0.9 of that
+    torus_dims=2,
+    wraps_at=16,
+    price=2.70,  # sky
+)
+
+TPU7X = Chip(
+    name="tpu7x",
+    device_kind="TPU7x",
+    peak_flops=2307e12,  # docs
+    hbm_bytes=192 * GIB,  # docs
+    hbm_bandwidth=7380e9,  # docs
+    clock=2.2e9,  # assumed: 2 cores x 4 x 256 x 256 cells
+    link_bandwidth=90e9,  # docs print 1200 GB/s, both ways over 6 links; 0.9 of that
+    torus_dims=3,
+    wraps_at=4,
+    devices=2,  # one for each core, with half of all this
+)
+
+CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (V4, V5E, V5P, V6E, TPU7X)}
+"""By name."""

@@ -1,0 +1,53 @@
+"""The real compiler, where it is installed: the step that trains, for slices that are not here."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from experiments import gpt
+from lineage_jax.pods import DoesNotFitError, Request, Topology, make_plan
+from lineage_jax.sharding import MeshConfig
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="the TPU compiler is not installed: pip install 'lineage-jax[tpu]' (no TPU needed)",
+    ),
+]
+
+V5E = Topology.parse("v5e:2x4")
+
+
+def request(experiment, mesh, topology=V5E):
+    return Request(dataclasses.replace(experiment, mesh=mesh).program, topology, mesh)
+
+
+def test_the_step_that_trains_the_tiny_gpt_is_planned_for_eight_chips():
+    plan = make_plan(request(gpt.tiny(), MeshConfig(data=1, fsdp=4, tensor=2)), tokens=1e9)
+    assert plan.fits
+    assert plan.mesh == {"fsdp": 4, "tensor": 2}
+    assert plan.seconds > 0
+    assert 0 < plan.mfu < 1
+    axes = {row.axes for row in plan.traffic}
+    assert {"fsdp", "tensor"} <= axes
+    assert "fits" in "\n".join(plan.lines())
+
+
+def test_a_model_too_large_for_its_chips_says_how_much_it_needs():
+    large = gpt.experiment("gpt3_1_3b")  # 16 bytes a parameter, on each of eight chips
+    large = dataclasses.replace(large, data=dataclasses.replace(large.data, batch_size=8))
+    with pytest.raises(DoesNotFitError, match=r"needs 2\d\.\d+GiB for .*, has 15\.\d+GiB"):
+        make_plan(request(large, MeshConfig(data=8)), tokens=1e9)
+
+
+def test_a_mesh_that_does_not_divide_the_heads_says_so_from_the_other_process():
+    with pytest.raises(ValueError, match="'kv_heads' of 4 does not divide over mesh axis tensor=8"):
+        make_plan(request(gpt.tiny(), MeshConfig(data=1, tensor=8)), tokens=1e9)
+
+
+def test_a_slice_that_libtpu_does_not_have_is_refused():
+    strange = Topology.parse("v5e:3x5")
+    with pytest.raises(ValueError, match="libtpu has no such slice"):
+        make_plan(request(gpt.tiny(), MeshConfig(data=15), strange), tokens=1e9)
