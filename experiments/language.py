@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 
 from lineage_jax import sharding
 from lineage_jax.data import packing
@@ -166,7 +167,7 @@ def sampler(
         return generate(decoder, cache, jnp.asarray(rows), lengths, length - start, rng)
 
     def sample(params, rng):
-        new = np.asarray(continued(params, rng))
+        new = multihost_utils.process_allgather(continued(params, rng), tiled=True)
         pairs = zip(rows, new, strict=True)
         return "\n\n".join(f"{tokenizer.decode(row)}|{tokenizer.decode(ids)}" for row, ids in pairs)
 

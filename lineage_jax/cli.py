@@ -209,7 +209,10 @@ def train(arguments: Sequence[str]) -> None:
     preset = take_option(rest, "--preset", next(iter(module.PRESETS)))
     experiment: Any = pick("preset", preset, module.PRESETS)()
 
+    from lineage_jax.train.processes import ProcessOptions, join
+
     flat: Any = Annotated[type(experiment), _without_prefix()]
+    others: Any = Annotated[ProcessOptions, _without_prefix()]
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -218,14 +221,18 @@ def train(arguments: Sequence[str]) -> None:
         """Where the run is written; gs:// works."""
         resume: bool = False
         """Go on from the last checkpoint in --run-dir, or start if there is none."""
+        processes: others = dataclasses.field(default_factory=ProcessOptions)
 
     program = f"lineage train {name} --preset {preset}"
     chosen = options(Options, Options(experiment), rest, program)
+    import jax
+
     from lineage_jax import sharding
     from lineage_jax.train import loop
     from lineage_jax.train.progress import Progress
     from lineage_jax.train.tracking import open_writers
 
+    join(chosen.processes)
     loop.check_run_dir(chosen.run_dir, chosen.experiment, chosen.resume)
     config = chosen.experiment.train
     with compilation_cache(), Progress() as progress:
@@ -240,7 +247,8 @@ def train(arguments: Sequence[str]) -> None:
             writers=open_writers(config.track, chosen.run_dir),
         )
     loss = "  ".join(f"{key} {value:.4f}" for key, value in result.evaluation.items())
-    print(f"finished {config.num_steps} steps; held-out {loss}; written to {chosen.run_dir}")
+    if jax.process_index() == 0:
+        print(f"finished {config.num_steps} steps; held-out {loss}; written to {chosen.run_dir}")
 
 
 def plan(arguments: Sequence[str]) -> None:

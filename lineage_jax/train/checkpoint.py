@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lineage_jax.train.metrics import write_json
+from lineage_jax.train.processes import first_says
 
 
 class CheckpointError(OSError):
@@ -112,7 +113,7 @@ class Checkpoints:
           CheckpointError: naming the file that is missing, truncated or changed.
           ValueError: naming an array that is missing, unexpected, or of another shape or type.
         """
-        self._verify(step)
+        self._verify_for_all(step)
         self._compare(step, like)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -163,6 +164,19 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 for path in self._steps.glob("*.orbax-checkpoint-tmp*"):
                     path.rmtree()
+
+    def _verify_for_all(self, step: int) -> None:
+        """Of several processes the first reads every byte, and the others take its word."""
+        if jax.process_count() == 1:
+            return self._verify(step)
+        problem: CheckpointError | None = None
+        if jax.process_index() == 0:
+            try:
+                self._verify(step)
+            except CheckpointError as error:
+                problem = error
+        if not first_says(problem is None):
+            raise problem or CheckpointError(f"checkpoint {self._steps / str(step)} is damaged")
 
     def _verify(self, step: int) -> None:
         folder, path = self._steps / str(step), self._manifests / f"{step}.json"

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
@@ -27,6 +25,7 @@ from lineage_jax.train.metrics import (
     peak_flops,
     write_json,
 )
+from lineage_jax.train.processes import Interruption
 from lineage_jax.train.program import Program
 from lineage_jax.train.progress import Progress
 from lineage_jax.train.state import TrainState
@@ -226,24 +225,6 @@ def check_run_dir(folder: epath.PathLike, experiment: Any, resume: bool) -> None
                 )
 
 
-class Interruption:
-    """Notes a SIGTERM, so that the loop can save and leave at the next step."""
-
-    def __enter__(self) -> "Interruption":
-        self.asked = False
-        self._old = None
-        if threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.asked = True
-
-
 class Run:
     """One run under way: what `train` keeps between two steps."""
 
@@ -266,7 +247,8 @@ class Run:
         self.skipped_in_a_row = int(state.skipped)
         self.saved_step = self.step if self.step else None
         self.pending: list[tuple[range, Any]] = []
-        self.metrics = JsonLines(folder / "metrics.jsonl", self.step)
+        mine = jax.process_index() == 0
+        self.metrics = JsonLines(folder / "metrics.jsonl", self.step, write=mine)
         self.loss: float | None = self.metrics.last.get("loss")
         self.evaluation = {  # of the step that it resumes from, unless that was interrupted
             name.removeprefix("eval_"): value
@@ -295,7 +277,7 @@ class Run:
                 if len(steps) not in self.programs:
                     self.compile(len(steps), batches, rates)
                     since, first = time.perf_counter(), self.step
-                if self.interruption.asked:
+                if self.interruption.asked():
                     self.leave()
                 self.advance(steps, batches, rates)
                 if self.due(config.log_every):
@@ -373,7 +355,7 @@ class Run:
     def evaluate(self) -> None:
         """Writes down an evaluation; one that a signal interrupts is made when the run resumes."""
         evaluation = evaluate(
-            self.eval_step, self.state, self.task, self.feed, lambda: self.interruption.asked
+            self.eval_step, self.state, self.task, self.feed, self.interruption.asked
         )
         if evaluation is None:
             self.leave()
@@ -383,11 +365,12 @@ class Run:
             writer.write(self.step, values)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.evaluation.items())
         self.progress.say(f"step {self.step}: held-out {shown}")
-        if self.task.sample and jax.process_index() == 0:
+        if self.task.sample:
             text = self.task.sample(self.state.params, self.state.rng())
-            samples = self.folder / "samples"
-            samples.mkdir(exist_ok=True)
-            (samples / f"{self.step:08d}.txt").write_text(text)
+            if jax.process_index() == 0:
+                samples = self.folder / "samples"
+                samples.mkdir(exist_ok=True)
+                (samples / f"{self.step:08d}.txt").write_text(text)
 
     def save(self) -> None:
         """A checkpoint, with every line of metrics up to it already on disk."""

@@ -105,13 +105,15 @@ class JsonLines:
       last: what the file says of that step s, in its line of training and that of evaluation.
     """
 
-    def __init__(self, path: epath.Path, resume_step: int):
+    def __init__(self, path: epath.Path, resume_step: int, *, write: bool = True):
+        """Opens the file; of several processes one writes, and all read what it says."""
         lines = path.read_text().splitlines() if path.exists() and resume_step else []
         kept = [line for line in lines if _step_of(line) <= resume_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        if write:
+            write_text(path, "".join(f"{line}\n" for line in kept))
         of_step = [line for line in kept[-2:] if _step_of(line) == resume_step]
         self.last = {name: x for line in of_step for name, x in json.loads(line).items()}
-        self._path = path
+        self._path = path if write else None
         self._lines: list[str] = []
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -119,8 +121,9 @@ class JsonLines:
 
     def flush(self) -> None:
         """Appends what came since the last flush."""
-        with self._path.open("a") as file:
-            file.write("".join(line + "\n" for line in self._lines))
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write("".join(line + "\n" for line in self._lines))
         self._lines = []
 
     def close(self) -> None:

@@ -1,12 +1,17 @@
-"""The processes of a run on several machines: how they find one another."""
+"""The processes of a run on several machines: how they find one another, and agree to stop."""
 
 import dataclasses
 import glob
 import importlib.util
 import os
+import signal
+import threading
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 30
 """Silence after which a process counts as dead, and the others end; jax waits for 100."""
@@ -80,3 +85,39 @@ def on_tpu() -> bool:
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     wanted = os.environ.get("JAX_PLATFORMS", "tpu")
     return bool(chips) and "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
+
+
+class Interruption:
+    """Notes a SIGTERM, so that the loop can save and leave at the next step.
+
+    Of several processes any may get it. They agree on the moment through the service that joins
+    them, without a word on the devices' network: each asks as often as the others, and at the first
+    question that none has passed yet all are told so.
+    """
+
+    def __enter__(self) -> "Interruption":
+        self._noted, self._questions = False, 0
+        self._old = None
+        # With others, jax's service has a handler of its own, which must stay.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
+
+    def asked(self) -> bool:
+        """Whether to leave now; the same answer in every process."""
+        if jax.process_count() > 1 and not self._noted:
+            self._questions += 1
+            self._noted = multihost_utils.reached_preemption_sync_point(self._questions)
+        return self._noted
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._noted = True
+
+
+def first_says(word: bool) -> bool:
+    """What process 0 says, in every process."""
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(word)))
