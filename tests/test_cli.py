@@ -156,7 +156,7 @@ def test_rows_longer_than_the_model_are_refused(capsys, tmp_path):
 @pytest.mark.parametrize(
     "mesh, told",
     [
-        (["--mesh.data", "3"], "mesh data=3 x fsdp=1 x tensor=1 needs 3 devices, got 8"),
+        (["--mesh.data", "3"], "mesh data=3 needs 3 devices, got 8"),
         (
             ["--mesh.tensor", "4"],
             "of 2 does not divide over mesh axis tensor=4; sizes that would: 1, 2",
@@ -170,7 +170,10 @@ def test_a_mesh_that_does_not_fit_says_what_would(capsys, tmp_path, mesh, told):
 
 def test_a_batch_that_does_not_divide_says_what_would(capsys, tmp_path):
     line = train(capsys, tmp_path, "--data.batch-size", "12")
-    assert "batch size 12 must divide over data x fsdp = 8; take a multiple of 8" in line
+    assert (
+        "axis 'batch' of 12 does not divide over mesh axis data=8" in line
+        and "multiple of 8" in line
+    )
     line = train(capsys, tmp_path, "--train.accumulate", "3")
     assert "accumulate=3" in line
 

@@ -51,7 +51,7 @@ class Process:
             "traps": traps,
         }
         print(json.dumps(order), file=server.stdin, flush=True)
-        self.pid = int(server.stdout.readline())
+        self.pid = self._answer("began")
 
     def _all_said(self):
         return self.said_file.read_text() if self.said_file.exists() else ""
@@ -63,7 +63,15 @@ class Process:
 
     def wait(self):
         """The exit code."""
-        return int(self._server.stdout.readline())
+        return self._answer("ended")
+
+    def _answer(self, wanted):
+        """What the server says next; a process of which a failed test did not hear is over."""
+        while True:
+            word, number = self._server.stdout.readline().split()
+            if word == wanted:
+                return int(number)
+            assert (word, wanted) == ("ended", "began"), f"wanted {wanted}, heard {word}"
 
     def kill(self, number=signal.SIGKILL):
         os.kill(self.pid, number)

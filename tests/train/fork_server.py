@@ -1,8 +1,8 @@
 """Starts `lineage` in a second where importing jax takes four: imports once, then forks.
 
 A program, not a module of tests. It reads one order a line, {"arguments", "said", "environment",
-"traps"}, forks a process that runs it, and answers with its process number and, when that has
-ended, its exit code (that of `subprocess`: minus the signal's number, if one ended it).
+"traps"}, forks a process that runs it, and answers "began" and its process number and, when that
+has ended, "ended" and its exit code (that of `subprocess`: minus the signal's number, if one ended it).
 No backend of jax exists before the fork (jax warns when it forks after that, and warnings are
 errors here); each process makes its own.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint  # noqa: F401
 import tyro  # noqa: F401
 
-from experiments import gpt
+from experiments import gpt, language
 from lineage_jax import cli
 from lineage_jax.train import tracking  # noqa: F401
 
@@ -31,8 +31,8 @@ def serve():
         pid = os.fork()
         if pid == 0:
             return run(**order)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print("began", pid, flush=True)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def run(arguments, said, environment, traps):
@@ -64,7 +64,7 @@ def slow_data(seconds):
 
 def slow_evaluation(seconds):
     """An evaluation takes that long for each batch, and says when it has begun."""
-    eval_batches = gpt.eval_batches
+    eval_batches = language.eval_batches
 
     def slowly(text, rows):
         print("evaluating", flush=True)
@@ -72,7 +72,7 @@ def slow_evaluation(seconds):
             time.sleep(seconds)
             yield batch
 
-    gpt.eval_batches = slowly
+    language.eval_batches = slowly
 
 
 def no_cache(_):
@@ -82,7 +82,7 @@ def no_cache(_):
 
 def nan_gradients(steps):
     """The loss of these steps is what it is, but one of its derivatives is not a number."""
-    whole = gpt.loss_fn
+    whole = language.loss_fn
 
     def loss_fn(model, *, train):
         sound = whole(model, train=train)
@@ -98,7 +98,7 @@ def nan_gradients(steps):
 
         return poisoned
 
-    gpt.loss_fn = loss_fn
+    language.loss_fn = loss_fn
 
 
 TRAPS = {
