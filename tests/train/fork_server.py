@@ -1,8 +1,8 @@
 """Starts `lineage` in a second where importing jax takes four: imports once, then forks.
 
 A program, not a module of tests. It reads one order a line, {"arguments", "said", "environment",
-"traps"}, forks a process that runs it, and answers "began" and its process number and, when that
-has ended, "ended" and its exit code (that of `subprocess`: minus the signal's number, if one ended it).
+"traps"}, forks a process that runs it, and answers "began" and its process number, and when that
+has ended, "ended" and its exit code (that of `subprocess`: minus the number of a signal).
 No backend of jax exists before the fork (jax warns when it forks after that, and warnings are
 errors here); each process makes its own.
 """
