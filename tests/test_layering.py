@@ -12,8 +12,8 @@ PACKAGES = ("lineage_jax", "experiments", "scaling")
 
 LAYERS = (
     {"typing"},
-    {"sharding", "nn", "objectives", "data", "lineage"},
     {"kernels"},
+    {"sharding", "nn", "objectives", "data", "lineage"},
     {"models"},
     {"adapters", "sampling", "pretrained"},
     {"train"},

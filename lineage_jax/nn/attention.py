@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lineage_jax.nn.fused import fused_attention
 from lineage_jax.nn.linear import Linear
 from lineage_jax.nn.masks import Mask
 from lineage_jax.nn.norms import without_ones
 from lineage_jax.nn.ring import ring_attention
-from lineage_jax.nn.split import split
+from lineage_jax.nn.split import mesh_axes, platform, split
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key gives an average and not NaN
@@ -60,15 +61,18 @@ def attend(
     mask: Mask,
     dropout: nn.Module | None = None,
 ) -> Float[Array, "B T H K"]:
-    """`dot_product_attention`, by a ring where the mesh splits the sequence.
+    """`dot_product_attention`, by a ring where the mesh splits the sequence, by a kernel on TPU.
 
     With dropout on the weights, or queries that are not all positions of the keys (a cache), the
-    keys and values are gathered instead.
+    keys and values are gathered instead, and the scores are a table.
     """
     length = split("length")
     own = dropout is None and query.shape[1] == keys.shape[1]
     if length is not None and own and query.shape[1] % length[1] == 0:
         return ring_attention(query, keys, values, mask, length[0])
+    divides = query.shape[0] % math.prod(mesh_axes("batch").values()) == 0
+    if length is None and own and divides and platform() == "tpu":
+        return fused_attention(query, keys, values, mask)
     return dot_product_attention(query, keys, values, mask.dense(), dropout)
 
 

@@ -1,5 +1,6 @@
 """Positions as rotations: the score of a query and a key depends on their distance alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +26,22 @@ def rotate(
     rates = jnp.asarray(base ** -(np.arange(half) / half), jnp.float32)
     angles = positions[..., None, None].astype(jnp.float32) * rates.reshape(1, 1, 1, half)
     cos, sin = jnp.cos(angles), jnp.sin(angles)  # B T 1 K/2
-    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)  # B T H K/2
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(heads.dtype)
+    straight = jnp.concatenate((cos, cos), axis=-1)
+    across = jnp.concatenate((-sin, sin), axis=-1)
+    exact = heads.astype(jnp.float32)
+    return (exact * straight + partners(heads).astype(jnp.float32) * across).astype(heads.dtype)
+
+
+@jax.custom_vjp
+def partners(heads: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
+    """Every component's other one: component i + K / 2 at i, and i at i + K / 2.
+
+    A product with a permutation, which is exact: to cut and join within a row of 128 numbers, a TPU
+    moves them through its memory, and takes five times as long.
+    """
+    width = heads.shape[-1]
+    swap = jnp.asarray(np.roll(np.eye(width), width // 2, axis=1), heads.dtype)
+    return jnp.matmul(heads, swap, precision=jax.lax.Precision.HIGHEST)
+
+
+partners.defvjp(lambda heads: (partners(heads), None), lambda _, grad: (partners(grad),))

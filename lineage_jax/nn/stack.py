@@ -6,14 +6,17 @@ from typing import Any, Literal
 import jax
 from flax import linen as nn
 
+from lineage_jax.nn.fused import SAVED
 from lineage_jax.nn.pipeline import pipeline, schedule
 from lineage_jax.nn.split import split, ways
 
-Remat = Literal["none", "dots", "full"]
-"""What the backward pass recomputes: nothing, all but matrix products, or all of a block."""
+Remat = Literal["none", "dots", "attention", "full"]
+"""What the backward pass recomputes: nothing, all but matrix products, all of a block but a kernel
+of attention, or all of it."""
 
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

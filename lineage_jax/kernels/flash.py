@@ -1,0 +1,419 @@
+"""Attention that never holds its table of scores, on TPU: forward and backward in Pallas.
+
+Dao et al. 2022, "FlashAttention" (arXiv 2205.14135), algorithms 1 and 4, in the order of Dao 2023,
+"FlashAttention-2" (arXiv 2307.08691): softmax is accumulated over blocks of keys, and the backward
+pass computes the weights again from their logarithmic sums.
+
+A TPU takes the blocks of a grid in order, so what many blocks add up to stays in its memory on the
+chip: a block of queries meets its keys in turn, forward; backward, a block of keys meets its
+queries, and the gradient of the queries stays for a chunk of many blocks. Blocks that a causal mask
+or a window hides are neither fetched nor computed.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lineage_jax.typing import Array, Float, Int
+
+MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
+LANES = 128
+VMEM_BYTES = 64 * 2**20
+"""Of memory on the chip that a kernel may take; a TPU v5p has so much for each core."""
+CHUNK_BYTES = 8 * 2**20
+"""Of a float32 gradient of queries that stays on the chip: half of the 16 MiB of a TPU v4."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The shape of one call, and how it is cut.
+
+    Attributes:
+      batch, heads, groups, length, width: of queries [B, H, T, K] and keys [B, G, T, K].
+      size: queries, and keys, in a block.
+      causal: whether a query reads only keys that are not after it.
+      valid: positions that are no padding.
+    """
+
+    batch: int
+    heads: int
+    groups: int
+    length: int
+    width: int
+    size: int
+    causal: bool
+    valid: int
+
+    @property
+    def count(self) -> int:
+        """Blocks of queries, and of keys."""
+        return self.length // self.size
+
+    @property
+    def chunk(self) -> int:
+        """Blocks of queries whose gradients stay on the chip together."""
+        most = max(1, CHUNK_BYTES // (4 * self.size * self.width))
+        return max(n for n in range(1, self.count + 1) if self.count % n == 0 and n <= most)
+
+    @property
+    def pairs(self) -> int:
+        """Blocks of scores that are computed, of one head, if there is no window."""
+        return self.count * (self.count + 1) // 2 if self.causal else self.count**2
+
+    def keys_of(self, i: Any, window: Any) -> tuple[Any, Any]:
+        """The first and the last block of keys that a block of queries reads."""
+        if not self.causal:
+            return 0, self.count - 1
+        return jnp.maximum(i * self.size - window + 1, 0) // self.size, i
+
+    def queries_of(self, j: Any, window: Any) -> tuple[Any, Any]:
+        """The first and the last block of queries that read a block of keys."""
+        if not self.causal:
+            return 0, self.count - 1
+        last = (j * self.size + self.size - 1 + window - 1) // self.size
+        return j, jnp.minimum(last, self.count - 1)
+
+    def visible(self, i: Any, j: Any, window: Any) -> tuple[Any, Any]:
+        """Whether any score of a block is to be computed, and whether all of them are."""
+        first, last = self.keys_of(i, window)
+        some = (first <= j) & (j <= last)
+        if not self.causal:
+            return some, (j + 1) * self.size <= self.valid
+        return some, (j < i) & ((i - j + 1) * self.size <= window)
+
+
+def flash_attention(
+    query: Float[Array, "B T H K"],
+    keys: Float[Array, "B T G K"],
+    values: Float[Array, "B T G K"],
+    *,
+    causal: bool = True,
+    window: int | Int[Array, ""] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T"]]:
+    """softmax(q k / sqrt(K)) v, and the logarithm of the sum under each softmax, float32.
+
+    Args:
+      query, keys, values: projected heads; query head h reads key-value head h // (H / G).
+      causal: whether a query reads only keys that are not after it.
+      window: how many keys a query reads at most, itself included; only if `causal`.
+      segment_ids: which document each position belongs to; documents do not meet.
+      interpret: computes on any device, slowly, as a TPU would.
+
+    Raises:
+      ValueError: for a window without `causal`.
+    """
+    blocks, arrays = prepared(query, keys, values, causal, window, segment_ids)
+    out, log_sum = forward(blocks, *arrays, interpret=interpret)
+    length = query.shape[1]
+    return out.swapaxes(1, 2)[:, :length], log_sum[:, :, 0, :length]
+
+
+def flash_attention_backward(
+    query: Float[Array, "B T H K"],
+    keys: Float[Array, "B T G K"],
+    values: Float[Array, "B T G K"],
+    out: Float[Array, "B T H K"],
+    log_sum: Float[Array, "B H T"],
+    out_grad: Float[Array, "B T H K"],
+    *,
+    causal: bool = True,
+    window: int | Int[Array, ""] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    interpret: bool = False,
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+    """The gradients of queries, keys and values, from what `flash_attention` took and returned."""
+    blocks, arrays = prepared(query, keys, values, causal, window, segment_ids)
+    padding = blocks.length - query.shape[1]
+    inner = jnp.einsum("bthk,bthk->bht", out_grad, out, preferred_element_type=jnp.float32)
+    ends = ((0, 0), (0, 0), (0, padding))
+    rows = [  # padding has no weights
+        jnp.pad(log_sum, ends, constant_values=-MASKED)[:, :, None],
+        jnp.pad(inner, ends)[:, :, None],
+    ]
+    grads = backward(blocks, *arrays, heads_first(out_grad, padding), *rows, interpret=interpret)
+    of_query, of_keys, of_values = (x.swapaxes(1, 2)[:, : query.shape[1]] for x in grads)
+    return of_query, of_keys, of_values
+
+
+def prepared(query, keys, values, causal, window, segment_ids):
+    """The blocks, and window, queries, keys, values and documents as the kernels take them."""
+    if window is not None and not causal:
+        raise ValueError("a window needs causal attention")
+    batch, valid, heads, width = query.shape
+    length = math.ceil(valid / LANES) * LANES
+    size = next(n for n in (1024, 512, 256, 128) if length % n == 0)
+    blocks = Blocks(batch, heads, keys.shape[2], length, width, size, causal, valid)
+    padding = length - valid
+    span = jnp.reshape(jnp.asarray(length if window is None else window, jnp.int32), (1,))
+    segments = None
+    if segment_ids is not None:
+        segments = jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, padding)))
+        segments = (segments[:, :, None], segments[:, None, :])  # as a column and as a row
+    return blocks, (span, *(heads_first(x, padding) for x in (query, keys, values)), segments)
+
+
+def heads_first(x: Float[Array, "B T H K"], padding: int) -> Float[Array, "B H S K"]:
+    """Padded at the end, and the sequence innermost but one."""
+    return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+
+
+def hidden(blocks: Blocks, i: Any, j: Any, window: Any, segments: Any, by: int) -> Any:
+    """Which scores of a block no one may read: queries along axis `by`, keys along the other."""
+    shape = (blocks.size, blocks.size)
+    queries = i * blocks.size + jax.lax.broadcasted_iota(jnp.int32, shape, by)
+    keys = j * blocks.size + jax.lax.broadcasted_iota(jnp.int32, shape, 1 - by)
+    if blocks.causal:
+        hides = (queries < keys) | (queries - keys >= window)
+    else:
+        hides = keys >= blocks.valid
+    if segments is not None:
+        column, row = segments
+        hides |= column[0] != row[0]
+    return hides
+
+
+def when_visible(blocks: Blocks, i, j, window, segments, meet) -> None:
+    """Calls `meet(masked)` if the block is read; masked unless every score of it is."""
+    some, whole = blocks.visible(i, j, window)
+    if segments is not None:
+        pl.when(some)(lambda: meet(True))
+        return
+    pl.when(some & whole)(lambda: meet(False))
+    pl.when(some & jnp.logical_not(whole))(lambda: meet(True))
+
+
+def product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
+    """a b, contracted over one axis each, accumulated in float32."""
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((contract[0],), (contract[1],)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def spread(x: Any, width: int) -> Any:
+    """Rows that hold one number, [R, LANES], as wide as given."""
+    return x[:, :width] if width <= LANES else jnp.tile(x, (1, width // LANES))
+
+
+def forward(blocks: Blocks, window, query, keys, values, segments, *, interpret: bool):
+    """Attended values [B, H, T, K] and logarithmic sums [B, H, 1, T]."""
+    b, size, width = blocks, blocks.size, blocks.width
+    scale = math.log2(math.e) / math.sqrt(width)  # for powers of two, which are what a TPU has
+
+    def kernel(window_ref, query_ref, keys_ref, values_ref, *rest):
+        *documents, out_ref, log_ref, largest_ref, sum_ref, total_ref = rest
+        i, j, window = pl.program_id(2), pl.program_id(3), window_ref[0]
+
+        @pl.when(j == 0)
+        def start():
+            largest_ref[...] = jnp.full_like(largest_ref, MASKED)
+            sum_ref[...] = jnp.zeros_like(sum_ref)
+            total_ref[...] = jnp.zeros_like(total_ref)
+
+        def meet(masked):
+            values = values_ref[0, 0]
+            scores = product(query_ref[0, 0], keys_ref[0, 0], (1, 1)) * scale  # queries, keys
+            if masked:
+                hides = hidden(b, i, j, window, documents or None, 0)
+                scores = jnp.where(hides, MASKED, scores)
+            old = largest_ref[...]
+            largest = jnp.maximum(old, scores.max(1, keepdims=True))
+            weights = jnp.exp2(scores - spread(largest, size))
+            keep = jnp.exp2(old - largest)
+            largest_ref[...] = largest
+            sum_ref[...] = sum_ref[...] * keep + weights.sum(1, keepdims=True)
+            new = product(weights.astype(values.dtype), values, (1, 0))
+            total_ref[...] = total_ref[...] * spread(keep, width) + new
+
+        when_visible(b, i, j, window, documents or None, meet)
+
+        @pl.when(j == b.count - 1)
+        def finish():
+            out_ref[0, 0] = (total_ref[...] / spread(sum_ref[...], width)).astype(out_ref.dtype)
+            log_sum = largest_ref[...] * math.log(2) + jnp.log(sum_ref[...])
+            log_ref[0, 0] = log_sum.T[:1]
+
+    share = b.heads // b.groups
+
+    def of_queries(n, h, i, j, window):
+        return n, h, i, 0
+
+    def of_keys(n, h, i, j, window):
+        return n, h // share, jnp.clip(j, *b.keys_of(i, window[0])), 0
+
+    block = functools.partial(pl.BlockSpec, (1, 1, size, width))
+    documents = []
+    if segments is not None:
+        documents = [
+            pl.BlockSpec((1, size, 1), lambda n, h, i, j, window: (n, i, 0)),
+            pl.BlockSpec((1, 1, size), lambda n, h, i, j, w: (n, 0, of_keys(n, h, i, j, w)[2])),
+        ]
+    scores = b.batch * b.heads * b.pairs * size**2
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(b.batch, b.heads, b.count, b.count),
+            in_specs=[block(of_queries), block(of_keys), block(of_keys), *documents],
+            out_specs=[
+                block(of_queries),
+                pl.BlockSpec((1, 1, 1, size), lambda n, h, i, j, window: (n, h, 0, i)),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((size, LANES), jnp.float32),
+                pltpu.VMEM((size, LANES), jnp.float32),
+                pltpu.VMEM((size, width), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct((b.batch, b.heads, 1, b.length), jnp.float32),
+        ],
+        compiler_params=compiler_params(3),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * scores * width,
+            transcendentals=scores,
+            bytes_accessed=2 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
+        ),
+        name="flash_attention_forward",
+        interpret=interpret,
+    )(window, query, keys, values, *(segments or ()))
+
+
+def backward(
+    blocks: Blocks, window, query, keys, values, segments, out_grad, log_sum, inner, *, interpret
+):
+    """Gradients [B, H, T, K] and twice [B, G, T, K], in the types of what they are of.
+
+    Scores are computed keys by queries, so that what there is one of for each query is a row.
+    """
+    b, size, width, chunk = blocks, blocks.size, blocks.width, blocks.chunk
+    scale, share, chunks = 1 / math.sqrt(width), b.heads // b.groups, b.count // blocks.chunk
+    log2_e = math.log2(math.e)
+
+    def kernel(
+        window_ref, query_ref, keys_ref, values_ref, grad_ref, log_ref, inner_ref, *rest
+    ):
+        *documents, of_query_ref, of_keys_ref, of_values_ref, query_sum, keys_sum, values_sum = rest
+        j, step, window = pl.program_id(3), pl.program_id(4), window_ref[0]
+        i = pl.program_id(2) * chunk + step
+
+        @pl.when((j == 0) & (step == 0))
+        def start_chunk():
+            query_sum[...] = jnp.zeros_like(query_sum)
+
+        @pl.when(step == 0)
+        def start_keys():
+            keys_sum[...] = jnp.zeros_like(keys_sum)
+            values_sum[...] = jnp.zeros_like(values_sum)
+
+        def meet(masked):
+            query, keys, grad = query_ref[0, 0], keys_ref[0, 0], grad_ref[0, 0]
+            scores = product(keys, query, (1, 1)) * (scale * log2_e)  # keys, queries
+            if masked:
+                hides = hidden(b, i, j, window, documents or None, 1)
+                scores = jnp.where(hides, MASKED, scores)
+            weights = jnp.exp2(scores - log_ref[0, 0] * log2_e)
+            values_sum[...] += product(weights.astype(grad.dtype), grad, (1, 0))
+            of_weights = product(values_ref[0, 0], grad, (1, 1))
+            of_scores = (weights * (of_weights - inner_ref[0, 0])).astype(query.dtype)
+            keys_sum[...] += product(of_scores, query, (1, 0))
+            here = pl.ds(pl.multiple_of(step * size, size), size)
+            query_sum[here] += product(of_scores, keys, (0, 0))
+
+        when_visible(b, i, j, window, documents or None, meet)
+
+        @pl.when(step == chunk - 1)
+        def finish_keys():
+            of_keys_ref[0, 0, 0] = (keys_sum[...] * scale).astype(of_keys_ref.dtype)
+            of_values_ref[0, 0, 0] = values_sum[...].astype(of_values_ref.dtype)
+
+        @pl.when((j == b.count - 1) & (step == chunk - 1))
+        def finish_chunk():
+            of_query_ref[0, 0] = (query_sum[...] * scale).astype(of_query_ref.dtype)
+
+    def read(c, j, step, window):
+        first, last = b.queries_of(j, window[0])
+        here = jnp.clip(c * chunk + step, first, last)
+        return jnp.clip(here, c * chunk, c * chunk + chunk - 1)
+
+    def of_queries(n, h, c, j, step, window):
+        return n, h, read(c, j, step, window), 0
+
+    def of_keys(n, h, c, j, step, window):
+        return n, h // share, j, 0
+
+    def by_row(n, h, c, j, step, window):
+        return n, h, 0, read(c, j, step, window)
+
+    block = functools.partial(pl.BlockSpec, (1, 1, size, width))
+    row = pl.BlockSpec((1, 1, 1, size), by_row)
+    documents = []
+    if segments is not None:
+        documents = [
+            pl.BlockSpec((1, size, 1), lambda n, h, c, j, step, w: (n, j, 0)),
+            pl.BlockSpec((1, 1, size), lambda n, h, c, j, step, w: (n, 0, read(c, j, step, w))),
+        ]
+    summed = pl.BlockSpec((1, 1, 1, size, width), lambda n, h, c, j, step, w: (n, h, c, j, 0))
+    parts = (b.batch, b.heads, chunks, b.length, width)
+    part_type = keys.dtype if share * chunks == 1 else jnp.float32
+    scores = b.batch * b.heads * b.pairs * size**2
+    of_query, of_keys_, of_values = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(b.batch, b.heads, chunks, b.count, chunk),
+            in_specs=[
+                *(block(of_queries), block(of_keys), block(of_keys), block(of_queries)),
+                *(row, row, *documents),
+            ],
+            out_specs=[
+                pl.BlockSpec(
+                    (1, 1, chunk * size, width), lambda n, h, c, j, step, window: (n, h, c, 0)
+                ),
+                *(summed, summed),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((chunk * size, width), jnp.float32),
+                pltpu.VMEM((size, width), jnp.float32),
+                pltpu.VMEM((size, width), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            *(jax.ShapeDtypeStruct(parts, part_type),) * 2,
+        ],
+        compiler_params=compiler_params(3, 2),
+        cost_estimate=pl.CostEstimate(
+            flops=10 * scores * width,
+            transcendentals=scores,
+            bytes_accessed=4 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
+        ),
+        name="flash_attention_backward",
+        interpret=interpret,
+    )(window, query, keys, values, out_grad, log_sum, inner, *(segments or ()))
+
+    def whole(x: Any, like: Any) -> Any:
+        x = x.reshape(b.batch, b.groups, share * chunks, b.length, width)
+        return x.sum(2).astype(like.dtype)
+
+    return of_query, whole(of_keys_, keys), whole(of_values, values)
+
+
+def compiler_params(parallel: int, arbitrary: int = 1) -> Any:
+    """For a grid whose first axes are independent, and whose last are in order."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel",) * parallel + ("arbitrary",) * arbitrary,
+        vmem_limit_bytes=VMEM_BYTES,
+    )

@@ -1,0 +1,132 @@
+"""Flash attention is softmax(q k / sqrt(K)) v, in outputs, sums and gradients, at odd sizes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lineage_jax.kernels import flash_attention, flash_attention_backward
+from lineage_jax.kernels import flash
+
+
+def reference(query, keys, values, visible):
+    """In float64 on the host: heads one by one, the table of scores whole."""
+    share = query.shape[2] // keys.shape[2]
+    keys, values = (np.repeat(x, share, 2) for x in (keys, values))
+    scores = np.einsum("bthk,bshk->bhts", query, keys) / math.sqrt(query.shape[-1])
+    scores = np.where(visible, scores, -np.inf)
+    log_sum = np.logaddexp.reduce(scores, -1)
+    weights = np.exp(scores - log_sum[..., None])
+    return np.einsum("bhts,bshk->bthk", weights, values), log_sum, weights
+
+
+def gradients(query, keys, values, visible, grad):
+    """What calculus says of it, written out."""
+    _, _, weights = reference(query, keys, values, visible)
+    groups, share = keys.shape[2], query.shape[2] // keys.shape[2]
+    scale = 1 / math.sqrt(query.shape[-1])
+    wide_keys, wide_values = (np.repeat(x, share, 2) for x in (keys, values))
+    of_weights = np.einsum("bthk,bshk->bhts", grad, wide_values)
+    inner = (weights * of_weights).sum(-1, keepdims=True)
+    of_scores = weights * (of_weights - inner) * scale
+    of_query = np.einsum("bhts,bshk->bthk", of_scores, wide_keys)
+    of_keys = np.einsum("bhts,bthk->bshk", of_scores, query)
+    of_values = np.einsum("bhts,bthk->bshk", weights, grad)
+
+    def grouped(x):
+        return x.reshape(*x.shape[:2], groups, share, x.shape[-1]).sum(3)
+
+    return of_query, grouped(of_keys), grouped(of_values)
+
+
+def visible_pairs(batch, length, causal, window, segments):
+    at = np.arange(length)
+    distance = at[:, None] - at[None]
+    table = np.ones((batch, 1, length, length), bool)
+    if causal:
+        table &= distance >= 0
+    if window is not None:
+        table &= distance < window
+    if segments is not None:
+        table &= (segments[:, :, None] == segments[:, None, :])[:, None]
+    return table
+
+
+def distance(actual, expected):
+    """Of two arrays, relative to the second's norm."""
+    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "groups", "width", "causal", "window", "segmented", "dtype"),
+    [
+        (256, 2, 2, 16, True, None, False, "float32"),
+        (130, 4, 2, 8, True, 37, True, "float32"),
+        (300, 3, 1, 24, True, "traced", False, "float32"),  # three blocks, the last one padded
+        (200, 2, 1, 8, False, None, True, "float32"),
+        (384, 2, 1, 8, False, None, False, "float32"),
+        (256, 2, 1, 64, True, None, True, "bfloat16"),
+    ],
+)
+def test_outputs_sums_and_gradients_are_those_of_the_formula(
+    monkeypatch, length, heads, groups, width, causal, window, segmented, dtype
+):
+    # Two blocks of queries to a chunk, where there are as many: sums over chunks are tried too.
+    monkeypatch.setattr(flash, "CHUNK_BYTES", 2 * 4 * 128 * width)
+    rng, batch = np.random.default_rng(0), 2
+    shapes = [(batch, length, n, width) for n in (heads, groups, groups, heads)]
+    arrays = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    segments = np.sort(rng.integers(0, 4, (batch, length)), 1) if segmented else None
+    ids = None if segments is None else jnp.asarray(segments, jnp.int32)
+    span = 50 if window == "traced" else window
+
+    def both(query, keys, values, grad, window):
+        options = dict(causal=causal, window=window, segment_ids=ids, interpret=True)
+        out, log_sum = flash_attention(query, keys, values, **options)
+        arrays = (query, keys, values, out, log_sum, grad)
+        return out, log_sum, flash_attention_backward(*arrays, **options)
+
+    if window == "traced":
+        out, log_sum, grads = jax.jit(both)(*arrays, jnp.asarray(span))
+    else:
+        out, log_sum, grads = jax.jit(lambda *x: both(*x, window))(*arrays)
+    exact = [np.asarray(x, np.float64) for x in arrays]
+    table = visible_pairs(batch, length, causal, span, segments)
+    expected, expected_log_sum, _ = reference(*exact[:3], table)
+    tolerance = 1e-6 if dtype == "float32" else 5e-3  # bfloat16 rounds to 2^-9 of itself
+    assert out.dtype == dtype
+    assert distance(out, expected) < tolerance
+    assert distance(log_sum, expected_log_sum) < tolerance
+    for grad, like, of in zip(
+        grads, arrays[:3], gradients(*exact[:3], table, exact[3]), strict=True
+    ):
+        assert grad.dtype == like.dtype
+        assert distance(grad, of) < tolerance
+
+
+def test_blocks_that_no_query_reads_are_neither_fetched_nor_computed():
+    blocks = flash.Blocks(1, 1, 1, 1024, 8, 128, True, 1024)
+    window = 200
+    read = np.zeros((blocks.count, blocks.count), bool)
+    at = np.arange(1024)
+    table = (at[:, None] >= at) & (at[:, None] - at < window)
+    tiles = table.reshape(blocks.count, 128, blocks.count, 128).transpose(0, 2, 1, 3)
+    for i in range(blocks.count):
+        for j in range(blocks.count):
+            some, whole = blocks.visible(i, j, window)
+            read[i, j] = some
+            assert bool(some) == tiles[i, j].any()
+            assert bool(some & whole) == tiles[i, j].all()
+    for i in range(blocks.count):
+        first, last = blocks.keys_of(i, window)
+        assert (first, last) == (read[i].argmax(), i)
+        assert (i, blocks.queries_of(i, window)[1]) == (i, np.flatnonzero(read[:, i])[-1])
+    assert blocks.pairs == 36  # without a window: 8 x 9 / 2
+
+
+def test_a_window_without_causal_is_refused():
+    x = jnp.zeros((1, 128, 1, 8))
+    with pytest.raises(ValueError, match="window needs causal"):
+        flash_attention(x, x, x, causal=False, window=3, interpret=True)
