@@ -302,9 +302,7 @@ def backward(
     scale, share, chunks = 1 / math.sqrt(width), b.heads // b.groups, b.count // blocks.chunk
     log2_e = math.log2(math.e)
 
-    def kernel(
-        window_ref, query_ref, keys_ref, values_ref, grad_ref, log_ref, inner_ref, *rest
-    ):
+    def kernel(window_ref, query_ref, keys_ref, values_ref, grad_ref, log_ref, inner_ref, *rest):
         *documents, of_query_ref, of_keys_ref, of_values_ref, query_sum, keys_sum, values_sum = rest
         j, step, window = pl.program_id(3), pl.program_id(4), window_ref[0]
         i = pl.program_id(2) * chunk + step

@@ -29,6 +29,7 @@ from lineage_jax.nn import (
     LayerNorm,
     Mask,
     Remat,
+    residual,
     stack,
 )
 from lineage_jax.typing import Array, Float, Int, Precision
@@ -63,7 +64,7 @@ class GPTConfig:
     """Of activations; logits and statistics are float32."""
     param_dtype: Precision = "float32"
     remat: Remat = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+    """What the backward pass recomputes of a block (`lineage_jax.nn.stack`)."""
     unroll: int = 1
     """Layers in one iteration of the scan over depth."""
 
@@ -224,13 +225,13 @@ class Block(nn.Module):
         mask = Mask(queries, keys, segments, segments, window)
         if c.norm_first:  # GPT-2, section 2.3
             attended, cache = attention(attention_norm(x), mask, queries, cache, self.train)
-            x = x + drop(attended)
+            x = residual(x + drop(attended))
             x = x + drop(mlp(mlp_norm(x)))
         else:
             attended, cache = attention(x, mask, queries, cache, self.train)
-            x = attention_norm(x + drop(attended))
+            x = residual(attention_norm(x + drop(attended)))
             x = mlp_norm(x + drop(mlp(x)))
-        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
+        return residual(x), cache
 
 
 class GPT(nn.Module):
@@ -277,7 +278,7 @@ class GPT(nn.Module):
         place = Embed(c.max_len, c.embed_dim, "position", c.init_std, name="positions", **types)
         x = embed(tokens) + place(positions)  # B T D
         x = nn.Dropout(c.dropout_rate, deterministic=not train)(x)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
+        x = residual(x)
 
         queries, keys = index, index
         if cache is not None:

@@ -29,6 +29,7 @@ from lineage_jax.nn import (
     Mask,
     Remat,
     RMSNorm,
+    residual,
     rotate,
     stack,
 )
@@ -64,7 +65,7 @@ class LlamaConfig:
     """Of activations; logits and statistics are float32."""
     param_dtype: Precision = "float32"
     remat: Remat = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+    """What the backward pass recomputes of a block (`lineage_jax.nn.stack`)."""
     unroll: int = 1
     """Layers in one iteration of the scan over depth."""
 
@@ -171,9 +172,9 @@ class Block(nn.Module):
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
         mask = Mask(queries, keys, segments, segments)
         attended, cache = attention(attention_norm(x), mask, positions, cache)
-        x = x + attended
+        x = residual(x + attended)
         x = x + mlp(mlp_norm(x))
-        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
+        return residual(x), cache
 
 
 class Llama(nn.Module):
@@ -217,7 +218,7 @@ class Llama(nn.Module):
         if positions is None:
             positions = index
         embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
-        x = nn.with_logical_constraint(embed(tokens), ("batch", "length", "embed_activation"))
+        x = residual(embed(tokens))
 
         queries, keys = index, index
         if cache is not None:

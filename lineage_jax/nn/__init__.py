@@ -7,6 +7,7 @@ from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP, GatedMLP
 from lineage_jax.nn.norms import LayerNorm, RMSNorm
 from lineage_jax.nn.rotary import rotate
+from lineage_jax.nn.split import residual
 from lineage_jax.nn.stack import Remat, stack
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "causal_mask",
     "dot_product_attention",
     "project",
+    "residual",
     "rotate",
     "segment_mask",
     "stack",

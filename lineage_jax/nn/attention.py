@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from lineage_jax.nn.fused import fused_attention
+from lineage_jax.nn.fused import ATTENDED, fused_attention
 from lineage_jax.nn.linear import Linear
 from lineage_jax.nn.masks import Mask
 from lineage_jax.nn.norms import without_ones
 from lineage_jax.nn.ring import ring_attention
 from lineage_jax.nn.split import mesh_axes, platform, split
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
+
+HEADS = "heads"
+"""What a policy of `jax.checkpoint` calls queries, keys and values, in their places."""
 
 MASKED = -1e30  # finite, so that a row with no visible key gives an average and not NaN
 
@@ -73,7 +77,13 @@ def attend(
     divides = query.shape[0] % math.prod(mesh_axes("batch").values()) == 0
     if length is None and own and divides and platform() == "tpu":
         return fused_attention(query, keys, values, mask)
-    return dot_product_attention(query, keys, values, mask.dense(), dropout)
+    out = dot_product_attention(query, keys, values, mask.dense(), dropout)
+    return checkpoint_name(out, ATTENDED)
+
+
+def heads_named(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
+    """The same, to be saved as kernels read it: a head's positions side by side."""
+    return checkpoint_name(x.swapaxes(1, 2), HEADS).swapaxes(1, 2)
 
 
 class KVCache(NamedTuple):
@@ -154,6 +164,7 @@ class Attention(nn.Module):
         values = heads("value", self.num_kv_heads, "kv_heads")  # B T G K
         if self.place is not None:
             query, keys = self.place(query, positions), self.place(keys, positions)
+        query, keys, values = (heads_named(x) for x in (query, keys, values))
         if cache is not None:
             cache = cache.write(positions, keys, values)
             keys, values = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)

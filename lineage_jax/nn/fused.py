@@ -12,8 +12,8 @@ from lineage_jax.nn.masks import Mask
 from lineage_jax.nn.split import mesh_axes, platform, undivided
 from lineage_jax.typing import Array, Float
 
-SAVED = "attended"
-"""What a policy of `jax.checkpoint` calls the results that spare the backward pass the kernel."""
+ATTENDED = "attended"
+"""What a policy of `jax.checkpoint` calls the results of attention that its gradient needs."""
 
 
 @jax.custom_vjp
@@ -42,7 +42,7 @@ def _forward(query, keys, values, mask):
     arrays = (query, keys, values)
     out, log_sum = spread(local, arrays, mask, ("bthk", "bht"))
     # Saved one without the other, the kernel would be run again for the other.
-    out, log_sum = checkpoint_name(out, SAVED), checkpoint_name(log_sum, SAVED)
+    out, log_sum = checkpoint_name(out, ATTENDED), checkpoint_name(log_sum, ATTENDED)
     return out, (query, keys, values, mask, out, log_sum)
 
 

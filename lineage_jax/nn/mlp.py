@@ -58,4 +58,17 @@ class GatedMLP(nn.Module):
         down = Linear((self.mlp_dim,), (width,), back, self.out_stddev, name="down", **types)
         # As in MLP: cheaper to compute again than to store.
         gated = jax.checkpoint(lambda g, u: self.activation(g) * u, prevent_cse=False)
-        return down(gated(gate(x), up(x)))
+        return down(gated(grad_held(gate(x)), grad_held(up(x))))
+
+
+@jax.custom_vjp
+def grad_held(x: Array) -> Array:
+    """The same, whose gradient is written down before what it goes into is computed.
+
+    Two products read it. Fused into both, as a TPU's compiler would have it, what it is made of is
+    computed twice, inside of the products, which wait for it.
+    """
+    return x
+
+
+grad_held.defvjp(lambda x: (x, None), lambda _, grad: (jax.lax.optimization_barrier(grad),))

@@ -6,17 +6,19 @@ from typing import Any, Literal
 import jax
 from flax import linen as nn
 
-from lineage_jax.nn.fused import SAVED
+from lineage_jax.nn.attention import HEADS
+from lineage_jax.nn.fused import ATTENDED
+from lineage_jax.nn.linear import PRODUCT
 from lineage_jax.nn.pipeline import pipeline, schedule
 from lineage_jax.nn.split import split, ways
 
 Remat = Literal["none", "dots", "attention", "full"]
-"""What the backward pass recomputes: nothing, all but matrix products, all of a block but a kernel
-of attention, or all of it."""
+"""What the backward pass recomputes of a block: nothing; all but matrix products and attention; all
+but attention, from its heads to what they attended to; or all of it."""
 
 POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, HEADS, ATTENDED),
+    "attention": jax.checkpoint_policies.save_only_these_names(HEADS, ATTENDED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

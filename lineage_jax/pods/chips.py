@@ -46,6 +46,9 @@ class Chip:
       devices: how many JAX devices the chip is.
       config: what libtpu calls the arrangement of its cores, if it is not the first.
       price: US dollars an hour on demand; None if unknown.
+      kernels: share of its peak that a Pallas kernel reaches, by name: the cycles that its products
+        need at the peak, over the instructions (VLIW bundles, a cycle each) that the compiler has
+        made of it. Others count at the peak.
       flags: for LIBTPU_INIT_ARGS, to plan with and to run with.
     """
 
@@ -61,7 +64,16 @@ class Chip:
     devices: int = 1
     config: str | None = None
     price: float | None = None
+    kernels: Mapping[str, float]
     flags: tuple[str, ...] = ASYNC_COLLECTIVES
+
+
+def flash(*, forward: float, backward: float) -> Mapping[str, float]:
+    """Shares of the peak of attention's kernels, whose blocks are 1024 x 1024 x 128, all masked.
+
+    Products of 2^29 and 5 x 2^28 FLOPs (`experiments/LOG.md` has the bundles).
+    """
+    return {"flash_attention_forward": forward, "flash_attention_backward": backward}
 
 
 V4 = Chip(
@@ -76,6 +88,7 @@ V4 = Chip(
     wraps_at=4,
     config="megacore",  # as on Cloud TPU: both cores are one device
     price=3.22,  # sky
+    kernels=flash(forward=0.58, backward=0.93),  # as v5p's: the same units
 )
 
 V5E = Chip(
@@ -90,6 +103,7 @@ V5E = Chip(
     wraps_at=16,
     price=1.20,  # sky
     flags=ASYNC_COLLECTIVES + CONTINUATION_FUSION,
+    kernels=flash(forward=0.60, backward=1.00),
 )
 
 V5P = Chip(
@@ -103,6 +117,7 @@ V5P = Chip(
     torus_dims=3,
     wraps_at=4,
     price=4.20,  # sky
+    kernels=flash(forward=0.58, backward=0.93),
 )
 
 V6E = Chip(
@@ -116,6 +131,7 @@ V6E = Chip(
     torus_dims=2,
     wraps_at=16,
     price=2.70,  # sky
+    kernels=flash(forward=0.19, backward=0.34),
 )
 
 TPU7X = Chip(
@@ -129,6 +145,7 @@ TPU7X = Chip(
     torus_dims=3,
     wraps_at=4,
     devices=2,  # one for each core, with half of all this
+    kernels=flash(forward=0.19, backward=0.34),  # as v6e's
 )
 
 CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (V4, V5E, V5P, V6E, TPU7X)}

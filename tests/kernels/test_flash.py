@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lineage_jax.kernels import flash_attention, flash_attention_backward
-from lineage_jax.kernels import flash
+from lineage_jax.kernels import flash, flash_attention, flash_attention_backward
 
 
 def reference(query, keys, values, visible):

@@ -24,7 +24,11 @@ def compiler(monkeypatch):
         if mesh.tensor > 4:
             raise ValueError("heads do not divide")
         rows = experiment.data.batch_size / mesh.fsdp
-        used = rows * {"none": 0.9, "dots": 0.4, "full": 0.2}[experiment.model.remat] / mesh.tensor
+        used = (
+            rows
+            * {"none": 0.9, "dots": 0.4, "attention": 0.3, "full": 0.2}[experiment.model.remat]
+            / mesh.tensor
+        )
         if used > 1:
             raise DoesNotFitError("does not fit: a device needs more; split it further")
         return plan(used, speed=rows / mesh.tensor)
