@@ -26,7 +26,6 @@ RULES: Mapping[str, tuple[str, ...]] = {
     # parameters. Outside the blocks the stages of a pipeline are such replicas too.
     "batch": ("data", "stage", "fsdp", "expert"),
     "length": ("context",),
-    "residual_length": ("context", "tensor"),
     "embed_activation": (),
     # Parameters: one axis over fsdp (Rajbhandari et al. 2020, ZeRO stage 3), and over what else
     # would only repeat them; one over tensor (Shoeybi et al. 2019, Megatron-LM, section 3).

@@ -39,6 +39,7 @@ class Blocks:
       size: queries, and keys, in a block.
       causal: whether a query reads only keys that are not after it.
       valid: positions that are no padding.
+      one_document: whether all of these are.
     """
 
     batch: int
@@ -49,6 +50,7 @@ class Blocks:
     size: int
     causal: bool
     valid: int
+    one_document: bool
 
     @property
     def count(self) -> int:
@@ -104,7 +106,8 @@ def flash_attention(
       query, keys, values: projected heads; query head h reads key-value head h // (H / G).
       causal: whether a query reads only keys that are not after it.
       window: how many keys a query reads at most, itself included; only if `causal`.
-      segment_ids: which document each position belongs to; documents do not meet.
+      segment_ids: which document each position belongs to. Documents do not meet; each has its
+        positions side by side.
       interpret: computes on any device, slowly, as a TPU would.
 
     Raises:
@@ -144,20 +147,31 @@ def flash_attention_backward(
 
 
 def prepared(query, keys, values, causal, window, segment_ids):
-    """The blocks, and window, queries, keys, values and documents as the kernels take them."""
+    """The blocks, and window, places, queries, keys and values as the kernels take them."""
     if window is not None and not causal:
         raise ValueError("a window needs causal attention")
     batch, valid, heads, width = query.shape
     length = math.ceil(valid / LANES) * LANES
     size = next(n for n in (1024, 512, 256, 128) if length % n == 0)
-    blocks = Blocks(batch, heads, keys.shape[2], length, width, size, causal, valid)
-    padding = length - valid
+    one = segment_ids is None
+    blocks = Blocks(batch, heads, keys.shape[2], length, width, size, causal, valid, one)
     span = jnp.reshape(jnp.asarray(length if window is None else window, jnp.int32), (1,))
-    segments = None
-    if segment_ids is not None:
-        segments = jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, padding)))
-        segments = (segments[:, :, None], segments[:, None, :])  # as a column and as a row
-    return blocks, (span, *(heads_first(x, padding) for x in (query, keys, values)), segments)
+    places = placed(blocks, jnp.zeros((batch, valid), jnp.int32) if one else segment_ids)
+    arrays = (heads_first(x, length - valid) for x in (query, keys, values))
+    return blocks, (span, (places[:, :, None], places[:, None, :]), *arrays)
+
+
+def placed(blocks: Blocks, segment_ids: Int[Array, "B N"]) -> Int[Array, "B T"]:
+    """A place for each position: side by side in a document, and far from any other's.
+
+    Then one comparison says whether a key is in the same document, not after the query, and within
+    the window. Padding is a document of its own.
+    """
+    length, valid = blocks.length, blocks.valid
+    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
+    begins = jnp.pad(begins, ((0, 0), (0, length - valid)))
+    begins = begins.at[:, valid:].set(jnp.arange(valid, length) == valid)
+    return jnp.arange(length)[None] + 2 * length * jnp.cumsum(begins, axis=1, dtype=jnp.int32)
 
 
 def heads_first(x: Float[Array, "B T H K"], padding: int) -> Float[Array, "B H S K"]:
@@ -165,25 +179,18 @@ def heads_first(x: Float[Array, "B T H K"], padding: int) -> Float[Array, "B H S
     return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
 
 
-def hidden(blocks: Blocks, i: Any, j: Any, window: Any, segments: Any, by: int) -> Any:
-    """Which scores of a block no one may read: queries along axis `by`, keys along the other."""
-    shape = (blocks.size, blocks.size)
-    queries = i * blocks.size + jax.lax.broadcasted_iota(jnp.int32, shape, by)
-    keys = j * blocks.size + jax.lax.broadcasted_iota(jnp.int32, shape, 1 - by)
+def visible(blocks: Blocks, queries: Any, keys: Any, window: Any) -> Any:
+    """Which scores of a block are read, from the places of its queries and keys."""
     if blocks.causal:
-        hides = (queries < keys) | (queries - keys >= window)
-    else:
-        hides = keys >= blocks.valid
-    if segments is not None:
-        column, row = segments
-        hides |= column[0] != row[0]
-    return hides
+        return (queries - keys).astype(jnp.uint32) < window.astype(jnp.uint32)  # no less than 0
+    behind = (queries - keys + blocks.length).astype(jnp.uint32)
+    return behind < 2 * blocks.length
 
 
-def when_visible(blocks: Blocks, i, j, window, segments, meet) -> None:
+def when_visible(blocks: Blocks, i: Any, j: Any, window: Any, meet: Any) -> None:
     """Calls `meet(masked)` if the block is read; masked unless every score of it is."""
     some, whole = blocks.visible(i, j, window)
-    if segments is not None:
+    if not blocks.one_document:
         pl.when(some)(lambda: meet(True))
         return
     pl.when(some & whole)(lambda: meet(False))
@@ -206,13 +213,13 @@ def spread(x: Any, width: int) -> Any:
     return x[:, :width] if width <= LANES else jnp.tile(x, (1, width // LANES))
 
 
-def forward(blocks: Blocks, window, query, keys, values, segments, *, interpret: bool):
+def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: bool):
     """Attended values [B, H, T, K] and logarithmic sums [B, H, 1, T]."""
     b, size, width = blocks, blocks.size, blocks.width
     scale = math.log2(math.e) / math.sqrt(width)  # for powers of two, which are what a TPU has
 
-    def kernel(window_ref, query_ref, keys_ref, values_ref, *rest):
-        *documents, out_ref, log_ref, largest_ref, sum_ref, total_ref = rest
+    def kernel(window_ref, at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest):
+        out_ref, log_ref, largest_ref, sum_ref, total_ref = rest
         i, j, window = pl.program_id(2), pl.program_id(3), window_ref[0]
 
         @pl.when(j == 0)
@@ -225,8 +232,8 @@ def forward(blocks: Blocks, window, query, keys, values, segments, *, interpret:
             values = values_ref[0, 0]
             scores = product(query_ref[0, 0], keys_ref[0, 0], (1, 1)) * scale  # queries, keys
             if masked:
-                hides = hidden(b, i, j, window, documents or None, 0)
-                scores = jnp.where(hides, MASKED, scores)
+                reads = visible(b, at_ref[0], key_at_ref[0], window)
+                scores = jnp.where(reads, scores, MASKED)
             old = largest_ref[...]
             largest = jnp.maximum(old, scores.max(1, keepdims=True))
             weights = jnp.exp2(scores - spread(largest, size))
@@ -236,7 +243,7 @@ def forward(blocks: Blocks, window, query, keys, values, segments, *, interpret:
             new = product(weights.astype(values.dtype), values, (1, 0))
             total_ref[...] = total_ref[...] * spread(keep, width) + new
 
-        when_visible(b, i, j, window, documents or None, meet)
+        when_visible(b, i, j, window, meet)
 
         @pl.when(j == b.count - 1)
         def finish():
@@ -253,19 +260,17 @@ def forward(blocks: Blocks, window, query, keys, values, segments, *, interpret:
         return n, h // share, jnp.clip(j, *b.keys_of(i, window[0])), 0
 
     block = functools.partial(pl.BlockSpec, (1, 1, size, width))
-    documents = []
-    if segments is not None:
-        documents = [
-            pl.BlockSpec((1, size, 1), lambda n, h, i, j, window: (n, i, 0)),
-            pl.BlockSpec((1, 1, size), lambda n, h, i, j, w: (n, 0, of_keys(n, h, i, j, w)[2])),
-        ]
+    at = [
+        pl.BlockSpec((1, size, 1), lambda n, h, i, j, window: (n, i, 0)),
+        pl.BlockSpec((1, 1, size), lambda n, h, i, j, w: (n, 0, of_keys(n, h, i, j, w)[2])),
+    ]
     scores = b.batch * b.heads * b.pairs * size**2
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(b.batch, b.heads, b.count, b.count),
-            in_specs=[block(of_queries), block(of_keys), block(of_keys), *documents],
+            in_specs=[*at, block(of_queries), block(of_keys), block(of_keys)],
             out_specs=[
                 block(of_queries),
                 pl.BlockSpec((1, 1, 1, size), lambda n, h, i, j, window: (n, h, 0, i)),
@@ -288,11 +293,11 @@ def forward(blocks: Blocks, window, query, keys, values, segments, *, interpret:
         ),
         name="flash_attention_forward",
         interpret=interpret,
-    )(window, query, keys, values, *(segments or ()))
+    )(window, *places, query, keys, values)
 
 
 def backward(
-    blocks: Blocks, window, query, keys, values, segments, out_grad, log_sum, inner, *, interpret
+    blocks: Blocks, window, places, query, keys, values, out_grad, log_sum, inner, *, interpret
 ):
     """Gradients [B, H, T, K] and twice [B, G, T, K], in the types of what they are of.
 
@@ -302,8 +307,9 @@ def backward(
     scale, share, chunks = 1 / math.sqrt(width), b.heads // b.groups, b.count // blocks.chunk
     log2_e = math.log2(math.e)
 
-    def kernel(window_ref, query_ref, keys_ref, values_ref, grad_ref, log_ref, inner_ref, *rest):
-        *documents, of_query_ref, of_keys_ref, of_values_ref, query_sum, keys_sum, values_sum = rest
+    def kernel(window_ref, at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest):
+        grad_ref, log_ref, inner_ref, of_query_ref, of_keys_ref, of_values_ref, *sums = rest
+        query_sum, keys_sum, values_sum = sums
         j, step, window = pl.program_id(3), pl.program_id(4), window_ref[0]
         i = pl.program_id(2) * chunk + step
 
@@ -320,8 +326,8 @@ def backward(
             query, keys, grad = query_ref[0, 0], keys_ref[0, 0], grad_ref[0, 0]
             scores = product(keys, query, (1, 1)) * (scale * log2_e)  # keys, queries
             if masked:
-                hides = hidden(b, i, j, window, documents or None, 1)
-                scores = jnp.where(hides, MASKED, scores)
+                reads = visible(b, at_ref[0], key_at_ref[0], window)
+                scores = jnp.where(reads, scores, MASKED)
             weights = jnp.exp2(scores - log_ref[0, 0] * log2_e)
             values_sum[...] += product(weights.astype(grad.dtype), grad, (1, 0))
             of_weights = product(values_ref[0, 0], grad, (1, 1))
@@ -330,7 +336,7 @@ def backward(
             here = pl.ds(pl.multiple_of(step * size, size), size)
             query_sum[here] += product(of_scores, keys, (0, 0))
 
-        when_visible(b, i, j, window, documents or None, meet)
+        when_visible(b, i, j, window, meet)
 
         @pl.when(step == chunk - 1)
         def finish_keys():
@@ -357,12 +363,10 @@ def backward(
 
     block = functools.partial(pl.BlockSpec, (1, 1, size, width))
     row = pl.BlockSpec((1, 1, 1, size), by_row)
-    documents = []
-    if segments is not None:
-        documents = [
-            pl.BlockSpec((1, size, 1), lambda n, h, c, j, step, w: (n, j, 0)),
-            pl.BlockSpec((1, 1, size), lambda n, h, c, j, step, w: (n, 0, read(c, j, step, w))),
-        ]
+    at = [
+        pl.BlockSpec((1, 1, size), lambda n, h, c, j, step, w: (n, 0, read(c, j, step, w))),
+        pl.BlockSpec((1, size, 1), lambda n, h, c, j, step, w: (n, j, 0)),
+    ]
     summed = pl.BlockSpec((1, 1, 1, size, width), lambda n, h, c, j, step, w: (n, h, c, j, 0))
     parts = (b.batch, b.heads, chunks, b.length, width)
     part_type = keys.dtype if share * chunks == 1 else jnp.float32
@@ -373,8 +377,8 @@ def backward(
             num_scalar_prefetch=1,
             grid=(b.batch, b.heads, chunks, b.count, chunk),
             in_specs=[
-                *(block(of_queries), block(of_keys), block(of_keys), block(of_queries)),
-                *(row, row, *documents),
+                *(*at, block(of_queries), block(of_keys), block(of_keys)),
+                *(block(of_queries), row, row),
             ],
             out_specs=[
                 pl.BlockSpec(
@@ -400,7 +404,7 @@ def backward(
         ),
         name="flash_attention_backward",
         interpret=interpret,
-    )(window, query, keys, values, out_grad, log_sum, inner, *(segments or ()))
+    )(window, *places[::-1], query, keys, values, out_grad, log_sum, inner)
 
     def whole(x: Any, like: Any) -> Any:
         x = x.reshape(b.batch, b.groups, share * chunks, b.length, width)

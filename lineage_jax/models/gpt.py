@@ -29,7 +29,6 @@ from lineage_jax.nn import (
     LayerNorm,
     Mask,
     Remat,
-    residual,
     stack,
 )
 from lineage_jax.typing import Array, Float, Int, Precision
@@ -225,13 +224,13 @@ class Block(nn.Module):
         mask = Mask(queries, keys, segments, segments, window)
         if c.norm_first:  # GPT-2, section 2.3
             attended, cache = attention(attention_norm(x), mask, queries, cache, self.train)
-            x = residual(x + drop(attended))
+            x = x + drop(attended)
             x = x + drop(mlp(mlp_norm(x)))
         else:
             attended, cache = attention(x, mask, queries, cache, self.train)
-            x = residual(attention_norm(x + drop(attended)))
+            x = attention_norm(x + drop(attended))
             x = mlp_norm(x + drop(mlp(x)))
-        return residual(x), cache
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
 
 
 class GPT(nn.Module):
@@ -278,7 +277,7 @@ class GPT(nn.Module):
         place = Embed(c.max_len, c.embed_dim, "position", c.init_std, name="positions", **types)
         x = embed(tokens) + place(positions)  # B T D
         x = nn.Dropout(c.dropout_rate, deterministic=not train)(x)
-        x = residual(x)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
 
         queries, keys = index, index
         if cache is not None:

@@ -29,7 +29,6 @@ from lineage_jax.nn import (
     Mask,
     Remat,
     RMSNorm,
-    residual,
     rotate,
     stack,
 )
@@ -172,9 +171,9 @@ class Block(nn.Module):
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
         mask = Mask(queries, keys, segments, segments)
         attended, cache = attention(attention_norm(x), mask, positions, cache)
-        x = residual(x + attended)
+        x = x + attended
         x = x + mlp(mlp_norm(x))
-        return residual(x), cache
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
 
 
 class Llama(nn.Module):
@@ -218,7 +217,7 @@ class Llama(nn.Module):
         if positions is None:
             positions = index
         embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
-        x = residual(embed(tokens))
+        x = nn.with_logical_constraint(embed(tokens), ("batch", "length", "embed_activation"))
 
         queries, keys = index, index
         if cache is not None:

@@ -7,7 +7,6 @@ from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP, GatedMLP
 from lineage_jax.nn.norms import LayerNorm, RMSNorm
 from lineage_jax.nn.rotary import rotate
-from lineage_jax.nn.split import residual
 from lineage_jax.nn.stack import Remat, stack
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "causal_mask",
     "dot_product_attention",
     "project",
-    "residual",
     "rotate",
     "segment_mask",
     "stack",

@@ -11,8 +11,6 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from lineage_jax.typing import Array, Float
-
 
 def mesh_axes(name: str) -> dict[str, int]:
     """The mesh axes over which a logical axis is split here, and their extents.
@@ -43,19 +41,6 @@ def split(name: str) -> tuple[str, int] | None:
 def ways(name: str, *, but: str) -> int:
     """How many ways a logical axis is split here by all mesh axes but one."""
     return math.prod(extent for axis, extent in mesh_axes(name).items() if axis != but)
-
-
-def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """The residual stream where it belongs on the mesh: its rows, and its positions, are split.
-
-    Between the products that `tensor` splits, it splits the positions, if it divides them: what was
-    a sum over its devices becomes a reduce-scatter and an all-gather of the same bytes, and norms
-    and what is saved of every block are shared out (Korthikanti et al. 2022, "Reducing Activation
-    Recomputation in Large Transformer Models", section 4.2.2, arXiv 2205.05198).
-    """
-    divides = x.shape[1] % math.prod(mesh_axes("residual_length").values()) == 0
-    length = "residual_length" if divides else "length"
-    return nn.with_logical_constraint(x, ("batch", length, "embed_activation"))
 
 
 def platform() -> str:

@@ -103,7 +103,7 @@ V5E = Chip(
     wraps_at=16,
     price=1.20,  # sky
     flags=ASYNC_COLLECTIVES + CONTINUATION_FUSION,
-    kernels=flash(forward=0.60, backward=1.00),
+    kernels=flash(forward=0.63, backward=1.00),
 )
 
 V5P = Chip(
@@ -131,7 +131,7 @@ V6E = Chip(
     torus_dims=2,
     wraps_at=16,
     price=2.70,  # sky
-    kernels=flash(forward=0.19, backward=0.34),
+    kernels=flash(forward=0.24, backward=0.38),
 )
 
 TPU7X = Chip(
@@ -145,7 +145,7 @@ TPU7X = Chip(
     torus_dims=3,
     wraps_at=4,
     devices=2,  # one for each core, with half of all this
-    kernels=flash(forward=0.19, backward=0.34),  # as v6e's
+    kernels=flash(forward=0.24, backward=0.38),  # as v6e's
 )
 
 CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (V4, V5E, V5P, V6E, TPU7X)}

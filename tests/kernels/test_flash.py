@@ -106,7 +106,7 @@ def test_outputs_sums_and_gradients_are_those_of_the_formula(
 
 
 def test_blocks_that_no_query_reads_are_neither_fetched_nor_computed():
-    blocks = flash.Blocks(1, 1, 1, 1024, 8, 128, True, 1024)
+    blocks = flash.Blocks(1, 1, 1, 1024, 8, 128, True, 1024, True)
     window = 200
     read = np.zeros((blocks.count, blocks.count), bool)
     at = np.arange(1024)

@@ -1,11 +1,13 @@
 """The real compiler, where it is installed: the step that trains, for slices that are not here."""
 
 import dataclasses
+import importlib
 import importlib.util
 
 import pytest
 
 from experiments import gpt
+from lineage_jax.lineage import LINEAGE
 from lineage_jax.pods import DoesNotFitError, Request, Topology, make_plan
 from lineage_jax.sharding import MeshConfig
 
@@ -24,8 +26,10 @@ def request(experiment, mesh, topology=V5E):
     return Request(dataclasses.replace(experiment, mesh=mesh).program, topology, mesh)
 
 
-def test_the_step_that_trains_the_tiny_gpt_is_planned_for_eight_chips():
-    plan = make_plan(request(gpt.tiny(), MeshConfig(data=1, fsdp=4, tensor=2)), tokens=1e9)
+@pytest.mark.parametrize("name", [milestone.name for milestone in LINEAGE])
+def test_every_milestone_is_planned_for_eight_chips(name):
+    tiny = importlib.import_module(f"experiments.{name}").experiment("tiny")
+    plan = make_plan(request(tiny, MeshConfig(data=1, fsdp=4, tensor=2)), tokens=1e9)
     assert plan.fits
     assert plan.mesh == {"fsdp": 4, "tensor": 2}
     assert plan.seconds > 0
@@ -51,3 +55,18 @@ def test_a_slice_that_libtpu_does_not_have_is_refused():
     strange = Topology.parse("v5e:3x5")
     with pytest.raises(ValueError, match="libtpu has no such slice"):
         make_plan(request(gpt.tiny(), MeshConfig(data=15), strange), tokens=1e9)
+
+
+def test_gpt3_fits_512_chips_and_its_gradients_are_scattered():
+    largest = gpt.experiment("gpt3_175b")
+    largest = dataclasses.replace(
+        largest,
+        model=dataclasses.replace(largest.model, remat="dots"),
+        data=dataclasses.replace(largest.data, batch_size=512),
+    )
+    pod = Topology.parse("v5p:8x8x8")
+    plan = make_plan(request(largest, MeshConfig(data=1, fsdp=64, tensor=8), pod), tokens=3e11)
+    assert plan.params == 174_604_259_328
+    assert plan.fits
+    kinds = {(row.kind, row.axes) for row in plan.traffic}
+    assert ("reduce-scatter", "fsdp") in kinds
