@@ -13,9 +13,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30
-"""Silence after which a process counts as dead, and the others end; jax waits for 100."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
@@ -55,12 +52,7 @@ def join(options: ProcessOptions) -> None:
     if options.coordinator is None and cluster(os.environ, tpu=on_tpu()) is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        options.coordinator,
-        options.num_processes,
-        options.process_id,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
 
 
 def cluster(environ: Mapping[str, str], *, tpu: bool) -> str | None:

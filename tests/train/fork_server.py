@@ -1,8 +1,9 @@
 """Starts `lineage` in a second where importing jax takes four: imports once, then forks.
 
-A program, not a module of tests. It reads one order a line, {"arguments", "said", "environment",
-"traps"}, forks a process that runs it, and answers "began" and its process number, and when that
-has ended, "ended" and its exit code (that of `subprocess`: minus the number of a signal).
+A program, not a module of tests. It reads one order a line: {"arguments", "said", "environment",
+"traps"} forks a process that runs it, and is answered by its number; {"wait": number} waits for its
+end, and is answered by its exit code (that of `subprocess`: minus the number of a signal). What
+still runs when no order can come any more is killed.
 No backend of jax exists before the fork (jax warns when it forks after that, and warnings are
 errors here); each process makes its own.
 """
@@ -10,6 +11,7 @@ errors here); each process makes its own.
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -26,13 +28,21 @@ from lineage_jax.train import tracking  # noqa: F401
 
 def serve():
     warnings.simplefilter("error", RuntimeWarning)
+    running = set()
     for line in sys.stdin:
         order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            return run(**order)
-        print("began", pid, flush=True)
-        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        if "wait" in order:
+            pid = order["wait"]
+            answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            running.remove(pid)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                return run(**order)
+            running.add(answer)
+        print(answer, flush=True)
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
 
 
 def run(arguments, said, environment, traps):
