@@ -72,6 +72,23 @@ def slow_data(seconds):
     gpt.GPTExperiment.task = with_slow_data
 
 
+def failing_data(step):
+    """The batch of that step cannot be read."""
+    task = gpt.GPTExperiment.task
+
+    def with_failing_data(experiment):
+        whole = task(experiment)
+
+        def train_batch(now, rows):
+            if now == step:
+                raise OSError(f"the batch of step {now} cannot be read")
+            return whole.train_batch(now, rows)
+
+        return dataclasses.replace(whole, train_batch=train_batch)
+
+    gpt.GPTExperiment.task = with_failing_data
+
+
 def slow_evaluation(seconds):
     """An evaluation takes that long for each batch, and says when it has begun."""
     eval_batches = language.eval_batches
@@ -113,6 +130,7 @@ def nan_gradients(steps):
 
 TRAPS = {
     "slow_data": slow_data,
+    "failing_data": failing_data,
     "slow_evaluation": slow_evaluation,
     "no_cache": no_cache,
     "nan_gradients": nan_gradients,
