@@ -129,7 +129,8 @@ class Watch:
         name = word = ""
         try:
             with link.makefile(encoding="utf-8") as lines:
-                name, word = lines.readline().strip(), lines.readline().strip()
+                name = lines.readline().strip()
+                word = lines.readline().strip()
         except OSError:  # the network is silent
             pass
         if word != DONE:
@@ -207,3 +208,4 @@ def _keep_alive(link: socket.socket) -> None:
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_SECONDS // 3)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE_SECONDS // 6)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000)
