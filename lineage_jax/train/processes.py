@@ -58,14 +58,15 @@ def join(options: ProcessOptions) -> None:
     late = threading.Timer(JOIN_SECONDS, _end_alone, args=(options,))
     late.daemon = True
     late.start()
-    jax.distributed.initialize(
-        options.coordinator,
-        options.num_processes,
-        options.process_id,
-        initialization_timeout=int(2 * JOIN_SECONDS)
-        + 1,  # where jax would abort, and print its stack
-    )
-    late.cancel()
+    try:
+        jax.distributed.initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            initialization_timeout=int(2 * JOIN_SECONDS) + 1,  # jax aborts then, and shows a stack
+        )
+    finally:
+        late.cancel()
 
 
 def _end_alone(options: ProcessOptions) -> None:
