@@ -110,6 +110,7 @@ class Watch:
                 port = int(client.blocking_key_value_get(key, deadline * 1000))
                 met = [socket.create_connection((host.strip("[]"), port), timeout=deadline)]
         except OSError as error:
+            atexit.register(self._leave, EXIT_LOST)
             raise OSError(
                 f"the processes do not reach process 0 at {host} ({error}); let them connect to "
                 "any port of it"
