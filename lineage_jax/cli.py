@@ -61,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command(arguments[0])(arguments[1:])
     except KeyboardInterrupt as stop:
         fail("stopped; run the same command again to go on", exit_code(stop))
-    except (ValueError, OSError, ImportError) as error:
-        report(error, debug, exit_code(error))
-    except RuntimeError as error:  # divergence, and the device's own errors, such as no memory left
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         report(error, debug, exit_code(error))
 
 
@@ -71,7 +69,9 @@ def exit_code(error: BaseException) -> int:
     """That of a command which ends in that error."""
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    return EXIT_USAGE if isinstance(error, ValueError) else EXIT_IO
+    if isinstance(error, ValueError):
+        return EXIT_USAGE
+    return EXIT_IO  # divergence too, and the device's own errors, such as no memory left
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ class Watch:
         # Where another's end broke a collective, the listener hears of it too, and says more.
         if self._noticed.wait(NOTICE_SECONDS) or not self._verdict.acquire(blocking=False):
             threading.Event().wait()  # it ends this process
-        told = " ".join(str(error).split()) or type(error).__name__
+        told = " ".join(str(error).split())[:500] or type(error).__name__
         self._say(f"{self._me} has failed: {told}")
         atexit.register(self._leave, self._exit_code(error))
 
@@ -129,7 +129,7 @@ class Watch:
         """Waits for the word of one other process, or its end."""
         name = word = ""
         try:
-            with link.makefile(encoding="utf-8") as lines:
+            with link.makefile(encoding="utf-8", errors="replace") as lines:
                 name = lines.readline().strip()
                 word = lines.readline().strip()
         except OSError:  # the network is silent
@@ -150,7 +150,8 @@ class Watch:
             return
         self._noticed.set()
         self._say(why)
-        print(f"lineage: {why}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            print(f"lineage: {why}", file=sys.stderr, flush=True)
         if self.run is not None:
             writing = threading.Thread(target=self.run.status, args=("failed", why), daemon=True)
             writing.start()
@@ -164,8 +165,9 @@ class Watch:
             for listener in self._listeners:
                 if listener is not threading.current_thread():
                     listener.join(max(0.0, end - time.monotonic()))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
     def _listen_to_the_end(self) -> None:
