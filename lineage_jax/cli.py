@@ -59,14 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with contextlib.nullcontext() if debug else silent_libraries():
             command(arguments[0])(arguments[1:])
-    except KeyboardInterrupt:
-        fail("stopped; run the same command again to go on", EXIT_INTERRUPTED)
-    except ValueError as error:
-        report(error, debug, EXIT_USAGE)
-    except (OSError, ImportError) as error:
-        report(error, debug, EXIT_IO)
-    except RuntimeError as error:  # divergence, and the device's own errors, such as no memory left
-        report(error, debug, EXIT_IO)
+    except KeyboardInterrupt as stop:
+        fail("stopped; run the same command again to go on", exit_code(stop))
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        report(error, debug, exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """That of a command which ends in that error."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if isinstance(error, ValueError):
+        return EXIT_USAGE
+    return EXIT_IO  # divergence too, and the device's own errors, such as no memory left
 
 
 @contextlib.contextmanager
@@ -231,11 +236,12 @@ def train(arguments: Sequence[str]) -> None:
     from lineage_jax.train import loop
     from lineage_jax.train.progress import Progress
     from lineage_jax.train.tracking import open_writers
+    from lineage_jax.train.watch import Watch
 
-    join(chosen.processes)
-    loop.check_run_dir(chosen.run_dir, chosen.experiment, chosen.resume)
+    loop.check_run_dir(chosen.run_dir, chosen.experiment, chosen.resume)  # before any writes there
     config = chosen.experiment.train
-    with compilation_cache(), Progress() as progress:
+    join(chosen.processes)
+    with Watch(exit_code) as watch, compilation_cache(), Progress() as progress:
         mesh = sharding.make_mesh(chosen.experiment.mesh)
         result = loop.train(
             chosen.experiment.task(),
@@ -245,6 +251,7 @@ def train(arguments: Sequence[str]) -> None:
             experiment=chosen.experiment,
             progress=progress,
             writers=open_writers(config.track, chosen.run_dir),
+            watch=watch,
         )
     loss = "  ".join(f"{key} {value:.4f}" for key, value in result.evaluation.items())
     if jax.process_index() == 0:

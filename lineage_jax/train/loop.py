@@ -29,6 +29,7 @@ from lineage_jax.train.processes import Interruption
 from lineage_jax.train.program import Program
 from lineage_jax.train.progress import Progress
 from lineage_jax.train.state import TrainState
+from lineage_jax.train.watch import Watch
 from lineage_jax.typing import Params, PRNGKeyArray
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
@@ -141,6 +142,7 @@ def train(
     experiment: Any = None,
     progress: Progress,
     writers: Sequence[Writer] = (),
+    watch: Watch | None = None,
 ) -> Result:
     """Trains from the latest intact checkpoint in `folder`, or from the start.
 
@@ -154,6 +156,7 @@ def train(
       experiment: the config tree to record in config.json.
       progress: what a person sees.
       writers: receive every step's scalars besides metrics.jsonl.
+      watch: is told of the run, to write down if another process is gone.
 
     Raises:
       DivergedError: after `max_skipped` steps in a row that were not finite; the state is saved.
@@ -181,6 +184,8 @@ def train(
             run = Run(
                 task, config, mesh, folder, state, checkpoints, interruption, progress, writers
             )
+            if watch is not None:
+                watch.run = run
             if jax.process_index() == 0:
                 write_json(folder / "config.json", config_json(experiment) if experiment else {})
                 write_json(folder / "env.json", {**environment(), "data": dict(task.provenance)})

@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30
-"""Silence after which a process counts as dead, and the others end; jax waits for 100."""
+JOIN_SECONDS = 300.0
+"""How long a process waits for the others to begin; as long as jax does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,18 +50,35 @@ class ProcessOptions:
 def join(options: ProcessOptions) -> None:
     """Joins this process to the others of its run, if there are any; no device may be in use yet.
 
-    Raises:
-      RuntimeError: if the others do not come within five minutes.
+    Ends the process, with one line that says so, if the others do not come.
     """
     if options.coordinator is None and cluster(os.environ, tpu=on_tpu()) is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        options.coordinator,
-        options.num_processes,
-        options.process_id,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    late = threading.Timer(JOIN_SECONDS, _end_alone, args=(options,))
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            initialization_timeout=int(2 * JOIN_SECONDS) + 1,  # jax aborts then, and shows a stack
+        )
+    finally:
+        late.cancel()
+
+
+def _end_alone(options: ProcessOptions) -> None:
+    wanted = options.num_processes or "all the"
+    where = f" at {options.coordinator}" if options.coordinator else ""
+    print(
+        f"lineage: wanted {wanted} processes{where}, but some have not come in {JOIN_SECONDS:.0f} "
+        "s; start all of them with the same --coordinator, which each must be able to reach",
+        file=sys.stderr,
+        flush=True,
     )
+    os._exit(1)
 
 
 def cluster(environ: Mapping[str, str], *, tpu: bool) -> str | None:

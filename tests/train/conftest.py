@@ -13,6 +13,7 @@ import pytest
 
 from lineage_jax.data import write_tokens
 from lineage_jax.data.tokens import join
+from lineage_jax.train import runs
 
 SERVER = pathlib.Path(__file__).parent / "fork_server.py"
 TINY = (  # noqa: SIM905
@@ -36,11 +37,11 @@ def text(tmp_path_factory):
 
 
 class Process:
-    """`lineage train gpt` in a process of its own, one at a time of one server."""
+    """`lineage train gpt` in a process of its own, forked by a server."""
 
-    def __init__(self, server, folder, arguments, traps, devices):
+    def __init__(self, server, folder, arguments, traps, devices, name):
         self.folder, self._server = folder, server
-        self.said_file = folder.with_name(f"{folder.name}.said")
+        self.said_file = folder.with_name(f"{folder.name}{name}.said")
         self._before = len(self._all_said())
         order = {
             "arguments": ["train", "gpt", *arguments, "--run-dir", str(folder), "--resume"],
@@ -50,39 +51,30 @@ class Process:
             },
             "traps": traps,
         }
-        print(json.dumps(order), file=server.stdin, flush=True)
-        self.pid = self._answer("began")
+        self.pid = self._ask(order)
 
     def _all_said(self):
         return self.said_file.read_text() if self.said_file.exists() else ""
 
     @property
     def said(self):
-        """What it has printed so far, and those before it in this folder have not."""
+        """What it has printed so far, and those before it of that name and folder have not."""
         return self._all_said()[self._before :]
 
     def wait(self):
         """The exit code."""
-        return self._answer("ended")
+        return self._ask({"wait": self.pid})
 
-    def _answer(self, wanted):
-        """What the server says next; a process of which a failed test did not hear is over."""
-        while True:
-            word, number = self._server.stdout.readline().split()
-            if word == wanted:
-                return int(number)
-            assert (word, wanted) == ("ended", "began"), f"wanted {wanted}, heard {word}"
+    def _ask(self, order):
+        print(json.dumps(order), file=self._server.stdin, flush=True)
+        return int(self._server.stdout.readline())
 
     def kill(self, number=signal.SIGKILL):
         os.kill(self.pid, number)
 
     @property
     def ended(self):
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:  # the server has heard of its end
-            return True
-        return False
+        return not runs.alive(self.pid, None)
 
     def until(self, happens):
         """Waits, looking every millisecond; whether it came before the process ended."""
@@ -108,9 +100,9 @@ def start(process_environment, tmp_path_factory):
         text=True,
     ) as server:
 
-        def start(folder, *more, traps=None, devices=1):
+        def start(folder, *more, traps=None, devices=1, name=""):
             arguments = [*TINY, "--data.path", str(tokens), *more]
-            return Process(server, folder, arguments, traps or {}, devices)
+            return Process(server, folder, arguments, traps or {}, devices, name)
 
         yield start
 

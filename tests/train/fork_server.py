@@ -1,8 +1,9 @@
 """Starts `lineage` in a second where importing jax takes four: imports once, then forks.
 
-A program, not a module of tests. It reads one order a line, {"arguments", "said", "environment",
-"traps"}, forks a process that runs it, and answers "began" and its process number, and when that
-has ended, "ended" and its exit code (that of `subprocess`: minus the number of a signal).
+A program, not a module of tests. It reads one order a line: {"arguments", "said", "environment",
+"traps"} forks a process that runs it, and is answered by its number; {"wait": number} waits for its
+end, and is answered by its exit code (that of `subprocess`: minus the number of a signal). What
+still runs when no order can come any more is killed.
 No backend of jax exists before the fork (jax warns when it forks after that, and warnings are
 errors here); each process makes its own.
 """
@@ -10,6 +11,7 @@ errors here); each process makes its own.
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -26,13 +28,21 @@ from lineage_jax.train import tracking  # noqa: F401
 
 def serve():
     warnings.simplefilter("error", RuntimeWarning)
+    running = set()
     for line in sys.stdin:
         order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            return run(**order)
-        print("began", pid, flush=True)
-        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        if "wait" in order:
+            pid = order["wait"]
+            answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            running.remove(pid)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                return run(**order)
+            running.add(answer)
+        print(answer, flush=True)
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
 
 
 def run(arguments, said, environment, traps):
@@ -60,6 +70,23 @@ def slow_data(seconds):
         return dataclasses.replace(whole, train_batch=train_batch)
 
     gpt.GPTExperiment.task = with_slow_data
+
+
+def failing_data(step):
+    """The batch of that step cannot be read."""
+    task = gpt.GPTExperiment.task
+
+    def with_failing_data(experiment):
+        whole = task(experiment)
+
+        def train_batch(now, rows):
+            if now == step:
+                raise OSError(f"the batch of step {now} cannot be read")
+            return whole.train_batch(now, rows)
+
+        return dataclasses.replace(whole, train_batch=train_batch)
+
+    gpt.GPTExperiment.task = with_failing_data
 
 
 def slow_evaluation(seconds):
@@ -103,6 +130,7 @@ def nan_gradients(steps):
 
 TRAPS = {
     "slow_data": slow_data,
+    "failing_data": failing_data,
     "slow_evaluation": slow_evaluation,
     "no_cache": no_cache,
     "nan_gradients": nan_gradients,

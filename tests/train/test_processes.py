@@ -1,7 +1,11 @@
 """A process knows whether it is one of several, and refuses to be told half of it."""
 
+import threading
+
+import jax
 import pytest
 
+from lineage_jax.train import processes
 from lineage_jax.train.processes import ProcessOptions, cluster
 
 SLURM = {
@@ -41,3 +45,14 @@ def test_a_cluster_is_known_by_what_it_sets(environ, tpu, found):
 def test_half_of_what_a_process_must_know_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ProcessOptions(**options)
+
+
+def test_a_process_whose_others_do_not_come_ends_and_says_so(monkeypatch, capsys):
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr(processes, "JOIN_SECONDS", 0.01)
+    monkeypatch.setattr(processes.os, "_exit", lambda code: (codes.append(code), ended.set()))
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *of, **others: ended.wait(60))
+    processes.join(ProcessOptions(coordinator="a:1", num_processes=2, process_id=1))
+    assert codes == [1]
+    assert "lineage: wanted 2 processes at a:1, but some have not come" in capsys.readouterr().err
