@@ -145,7 +145,8 @@ class Launch:
             f"from D*: {config.num_steps:,} steps of {experiment.data.batch_size:,} rows of "
             f"{experiment.data.seq_len:,}"
         )
-        span = f"  [{nats(self.loss.low)}, {nats(self.loss.high)}]" if self.loss.low else ""
+        drawn = self.loss.low is not None
+        span = f"  [{nats(self.loss.low)}, {nats(self.loss.high)}]" if drawn else ""
         yield f"predicted loss {nats(self.loss.loss)}{span}"
         yield ""
         mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"

@@ -445,6 +445,8 @@ def launch(arguments: Sequence[str]) -> None:
 
 def of_a_fit(program: str, kind: type[T], arguments: Sequence[str]) -> tuple[str, T]:
     """Reads `FIT.json --flops C ...`: the fit's path, and the options."""
+    if list(arguments) == ["--help"]:
+        arguments = ["FIT.json", "--help"]
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"wanted `lineage {program} FIT.json --flops 1e24`, a fit on disk")
     import tyro

@@ -123,6 +123,15 @@ def test_everything_is_said_and_written(fit_json, capsys, tmp_path, monkeypatch)
     assert low < told["optimal"]["params"] < high
 
 
+def test_every_option_has_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["launch", "--help"])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    for field in dataclasses.fields(LaunchOptions):
+        assert f"--{field.name.replace('_', '-')}" in out
+
+
 def test_a_fit_without_draws_has_no_intervals_and_says_so(fitted, tmp_path):
     path = tmp_path / "plain.json"
     path.write_text(json.dumps(dataclasses.replace(fitted, draws={}, intervals={}).to_json()))
