@@ -279,9 +279,9 @@ def plan(arguments: Sequence[str]) -> None:
         tokens = float(experiment.train.num_steps * experiment.program().tokens_per_step)
     if chosen.search or chosen.smallest:
         if chosen.smallest:
-            tried = searches.smallest(experiment, topology.chip, tokens, print)
+            tried = searches.smallest(experiment, topology.chip, tokens, say)
         else:
-            tried = searches.search(experiment, topology, tokens, print)
+            tried = searches.search(experiment, topology, tokens, say)
         if not tried or tried[0].plan is None or not tried[0].fits:
             raise UsageError(f"nothing that was tried fits {chosen.topology}; take a larger slice")
         made = tried[0].plan
@@ -440,7 +440,12 @@ def launch(arguments: Sequence[str]) -> None:
     from experiments.launch import LaunchOptions, launch_file
 
     path, chosen = of_a_fit("launch", LaunchOptions, arguments)
-    print("\n".join(launch_file(path, chosen, print)))
+    print("\n".join(launch_file(path, chosen, say)))
+
+
+def say(line: str) -> None:
+    """Prints a line that is wanted now: the next may take minutes."""
+    print(line, flush=True)
 
 
 def of_a_fit(program: str, kind: type[T], arguments: Sequence[str]) -> tuple[str, T]:

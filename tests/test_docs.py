@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lineage_jax import cli
+from lineage_jax.pods import CHIPS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").iterdir()])
@@ -123,6 +124,8 @@ def test_a_slice_has_as_many_chips_as_its_pods_and_its_mesh():
     assert x * y * z == chips == 64
     assert f"--mesh.fsdp={chips}" in container["args"]
     assert job["completions"] == job["parallelism"]
+    (flags,) = (one["value"] for one in container["env"] if one["name"] == "LIBTPU_INIT_ARGS")
+    assert set(flags.split()) <= set(CHIPS["v5p"].flags)
 
 
 def test_the_exit_code_that_asks_to_be_run_again_is_the_one_that_training_has():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from experiments import slices
+from experiments.launch import slices
 from lineage_jax.pods import DoesNotFitError, Plan, Request
 from lineage_jax.sharding import AXES
 

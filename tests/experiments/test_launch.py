@@ -6,9 +6,8 @@ import shlex
 
 import pytest
 
-from experiments import launch, slices
-from experiments.launch import LaunchOptions
-from experiments.sizes import FAMILIES
+from experiments.launch import LaunchOptions, launch, slices
+from experiments.launch.sizes import FAMILIES
 from lineage_jax import cli
 from scaling.flops import six_nd
 from tests.experiments.compiler import stub
@@ -25,7 +24,7 @@ def compiler(monkeypatch):
 
 
 def made(path, **options):
-    return launch.launch(path, LaunchOptions(**options), lambda line: None)
+    return launch(path, LaunchOptions(**options), lambda line: None)
 
 
 def trained(monkeypatch, words):

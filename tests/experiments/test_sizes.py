@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.sizes import FAMILIES
+from experiments.launch.sizes import FAMILIES
 from lineage_jax.models import gpt, llama
 
 PAPERS = [

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from experiments import slices
-from experiments.sizes import FAMILIES
+from experiments.launch import slices
+from experiments.launch.sizes import FAMILIES
 from lineage_jax.pods import CHIPS, Topology
 from tests.experiments.compiler import stub
 
