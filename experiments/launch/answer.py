@@ -77,7 +77,7 @@ class Launch:
         """As a person reads it."""
         experiment, plan = self.chosen.experiment, self.chosen.plan
         model, config = experiment.model, experiment.train
-        top = self.fitted.flops_max
+        top, work = self.fitted.flops_max, experiment.program().flops_per_token * self.tokens
         yield heading(self.fitted, self.path) + (f"; runs of up to {top:.2g} FLOPs" if top else "")
         served = self.options.inference_tokens
         yield f"best with {quantity(served)} tokens to serve:" if served else "compute-optimal:"
@@ -92,7 +92,7 @@ class Launch:
         yield (
             f"trained on {quantity(self.tokens)} tokens, {self.tokens / self.best.tokens - 1:+.1%} "
             f"from D*: {config.num_steps:,} steps of {experiment.data.batch_size:,} rows of "
-            f"{experiment.data.seq_len:,}"
+            f"{experiment.data.seq_len:,}; {work:.3g} FLOPs, counted from the shape"
         )
         drawn = self.loss.low is not None
         span = f"  [{nats(self.loss.low)}, {nats(self.loss.high)}]" if drawn else ""

@@ -108,7 +108,7 @@ def test_everything_is_said_and_written(fit_json, capsys, tmp_path, monkeypatch)
     for said in (
         "compute-optimal:", "llama: ", "from N*", "from D*", "predicted loss", "v5p:",
         "MFU 50.0%", "days", "USD", "lineage train llama --preset llama_7b",
-        "export LIBTPU_INIT_ARGS=", "runs of up to 9e+20 FLOPs",
+        "export LIBTPU_INIT_ARGS=", "runs of up to 9e+20 FLOPs", "FLOPs, counted from the shape",
         "times the largest run fitted", "without --data-path it reads Python's own text",
     ):  # fmt: skip
         assert said in out
