@@ -134,14 +134,12 @@ def fastest(
 ) -> Chosen | None:
     """The fastest mesh that holds the step on a slice; None if none does.
 
-    Whole blocks are recomputed. Meshes are compared with one row of a micro-batch for each share;
-    the fastest then takes as many as fit.
+    Whole blocks are recomputed, and each mesh takes as many rows at once as fit: the more there
+    are, the less a step waits for weights.
 
     Args:
       thorough: compare all that `search` knows: what is recomputed, and rows, too.
     """
-    remats = search.REMATS if thorough else search.REMATS[-1:]
-    rows = search.ROWS if thorough else (1,)
     tried: list[search.Tried] = []
 
     def fits(candidate: search.Candidate) -> bool:
@@ -149,23 +147,31 @@ def fastest(
         say(tried[-1].line())
         return tried[-1].fits
 
-    for remat in remats:
-        for family in search.families(experiment, topology, remat, rows):
-            all(map(fits, family))  # where some rows do not fit, more do not either
+    if thorough:
+        for remat in search.REMATS:
+            for family in search.families(experiment, topology, remat, search.ROWS):
+                all(map(fits, family))  # where some rows do not fit, more do not either
+    else:
+        times = 1
+        for (candidate,) in search.families(experiment, topology, search.REMATS[-1], (1,)):
+            while not fits(more_rows(candidate, times)) and times > 1:
+                times //= 2  # than the mesh before took
+            if (plan := tried[-1].plan) is None or not plan.fits:
+                continue
+            room = 1 + (plan.hbm_limit - plan.hbm_total) / plan.hbm[ACTIVATIONS]
+            more = times * 2 ** round(math.log2(room))
+            while more > times and not fits(more_rows(candidate, more)):
+                more //= 2
+            times = more
     best = max(tried, key=lambda one: one.speed)
     if best.plan is None or not best.fits:
         return None
-    if not thorough:
-        batches, start = best.candidate.experiment.train.accumulate, best.candidate
-        room = best.plan.hbm_limit - best.plan.hbm_total
-        times = 2 ** math.ceil(math.log2(1 + room / best.plan.hbm[ACTIVATIONS]))
-        while times > 1:
-            if batches % times == 0 and fits(dataclasses.replace(start, rows=times * start.rows)):
-                break
-            times //= 2
-        best = max(tried, key=lambda one: one.speed)
-    assert best.plan is not None
     return Chosen(best.candidate.experiment, topology, best.plan)
+
+
+def more_rows(candidate: search.Candidate, times: int) -> search.Candidate:
+    """The candidate with so many times the rows at once."""
+    return dataclasses.replace(candidate, rows=times * candidate.rows)
 
 
 def attempt(candidate: search.Candidate, batch_size: int, tokens: float) -> search.Tried:

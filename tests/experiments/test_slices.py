@@ -90,14 +90,27 @@ def test_the_fastest_mesh_takes_as_many_rows_as_fit(monkeypatch, experiment, sta
     shares = lambda request: request.topology.num_devices // request.mesh.tensor  # noqa: E731
     asked = compiler(
         monkeypatch,
-        mfu=lambda r: (0.1 + 0.001 * rows(r) / shares(r)) / r.mesh.tensor,
+        mfu=lambda r: 0.01 * rows(r) / shares(r) / r.mesh.tensor,
         room=lambda r: (state * 2**34 + rows(r) / shares(r) * each) * 8,
         activations=lambda r: rows(r) / shares(r) * each * 8,
     )
     chosen = slices.smallest(experiment, [Topology.parse("v5e:2x4")], 1e11, quiet)
     assert chosen.plan.mesh == {"fsdp": 8}
     assert chosen.experiment.train.accumulate == 256 // 8 // at_once
-    assert len(asked) <= 4 + 2  # the estimate is rounded up, to a power of two
+    assert len(asked) <= 2 * 4 + 1
+
+
+def test_a_mesh_that_is_slow_with_one_row_may_be_the_fastest_with_many(monkeypatch, experiment):
+    rows = lambda r: r.program().batch_size // r.accumulate  # noqa: E731
+    alone = lambda r: rows(r) * r.mesh.tensor == r.topology.num_devices  # noqa: E731
+    compiler(
+        monkeypatch,
+        mfu=lambda r: 0.1 * r.mesh.tensor if alone(r) else 0.9 / r.mesh.tensor,
+        room=lambda r: rows(r) * 2**30,  # of 128 GiB
+    )
+    chosen = slices.smallest(experiment, [Topology.parse("v5e:2x4")], 1e11, quiet)
+    assert chosen.plan.mesh == {"fsdp": 8}
+    assert chosen.plan.mfu == 0.9
 
 
 def test_a_batch_that_cannot_be_shared_says_what_to_do(monkeypatch, experiment):
