@@ -158,8 +158,9 @@ def fastest(
                 times //= 2  # than the mesh before took
             if (plan := tried[-1].plan) is None or not plan.fits:
                 continue
-            room = 1 + (plan.hbm_limit - plan.hbm_total) / plan.hbm[ACTIVATIONS]
-            more = times * 2 ** round(math.log2(room))
+            room = 1 + (plan.hbm_limit - plan.hbm_total) / max(1, plan.hbm[ACTIVATIONS])
+            most = experiment.data.batch_size // candidate.rows
+            more = 2 ** round(math.log2(min(times * room, most)))
             while more > times and not fits(more_rows(candidate, more)):
                 more //= 2
             times = more
