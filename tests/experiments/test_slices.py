@@ -113,6 +113,12 @@ def test_a_mesh_that_is_slow_with_one_row_may_be_the_fastest_with_many(monkeypat
     assert chosen.plan.mfu == 0.9
 
 
+def test_a_step_that_needs_next_to_nothing_takes_the_whole_batch_at_once(monkeypatch, experiment):
+    compiler(monkeypatch, lambda r: 0.5 / r.accumulate, lambda r: 1.0, lambda r: 0.0)
+    chosen = slices.smallest(experiment, [Topology.parse("v5e:2x4")], 1e11, quiet)
+    assert chosen.experiment.train.accumulate == 1
+
+
 def test_a_batch_that_cannot_be_shared_says_what_to_do(monkeypatch, experiment):
     compiler(monkeypatch)
     few = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch_size=3))
