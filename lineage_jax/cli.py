@@ -35,6 +35,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage plan-sweep --flops-min 1e15 --flops-max 1e18   a sweep of yours: sizes, time, cost
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
   lineage optimal FIT.json --flops 1e21   the best model and tokens for some compute
+  lineage launch FIT.json --flops 1e24 --chip v5p   the same as a run: shape, slice, days, cost
 
 Add --help to any command for its options, and --debug to see where an error came from.
 Start with `lineage train gpt --preset tiny` (minutes) or `lineage sweep laptop` (a quarter of an
@@ -104,6 +105,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "plan-sweep": plan_sweep,
         "fit": fit,
         "optimal": optimal,
+        "launch": launch,
     }
     return pick("command", name, commands, hint="`lineage --help` shows them all")
 
@@ -205,19 +207,12 @@ def show(arguments: Sequence[str]) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """`lineage train NAME --preset PRESET`: one run."""
-    names = {one.name: one for one in lineage.LINEAGE}
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"wanted `lineage train NAME`, NAME one of {', '.join(names)}")
-    name, rest = arguments[0], list(arguments[1:])
-    pick("milestone", name, names, hint="`lineage list` shows them all")
-    module = importlib.import_module(f"experiments.{name}")
-    preset = take_option(rest, "--preset", next(iter(module.PRESETS)))
-    experiment: Any = pick("preset", preset, module.PRESETS)()
+    name, preset, experiment, rest = chosen_preset("train", arguments)
 
     from lineage_jax.train.processes import ProcessOptions, join
 
-    flat: Any = Annotated[type(experiment), _without_prefix()]
-    others: Any = Annotated[ProcessOptions, _without_prefix()]
+    flat: Any = _without_prefix(type(experiment))
+    others: Any = _without_prefix(ProcessOptions)
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -260,15 +255,8 @@ def train(arguments: Sequence[str]) -> None:
 
 def plan(arguments: Sequence[str]) -> None:
     """`lineage plan NAME --preset PRESET --topology v5p:8x8x8`: the step on a slice of TPUs."""
-    names = {one.name: one for one in lineage.LINEAGE}
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError(f"wanted `lineage plan NAME`, NAME one of {', '.join(names)}")
-    name, rest = arguments[0], list(arguments[1:])
-    pick("milestone", name, names, hint="`lineage list` shows them all")
-    module = importlib.import_module(f"experiments.{name}")
-    preset = take_option(rest, "--preset", next(iter(module.PRESETS)))
-    experiment: Any = pick("preset", preset, module.PRESETS)()
-    flat: Any = Annotated[type(experiment), _without_prefix()]
+    name, preset, experiment, rest = chosen_preset("plan", arguments)
+    flat: Any = _without_prefix(type(experiment))
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -298,9 +286,9 @@ def plan(arguments: Sequence[str]) -> None:
         tokens = float(experiment.train.num_steps * experiment.program().tokens_per_step)
     if chosen.search or chosen.smallest:
         if chosen.smallest:
-            tried = searches.smallest(experiment, topology.chip, tokens, print)
+            tried = searches.smallest(experiment, topology.chip, tokens, say)
         else:
-            tried = searches.search(experiment, topology, tokens, print)
+            tried = searches.search(experiment, topology, tokens, say)
         if not tried or tried[0].plan is None or not tried[0].fits:
             raise UsageError(f"nothing that was tried fits {chosen.topology}; take a larger slice")
         made = tried[0].plan
@@ -313,10 +301,23 @@ def plan(arguments: Sequence[str]) -> None:
         pathlib.Path(chosen.json).write_text(made.to_json())
 
 
-def _without_prefix() -> Any:
+def chosen_preset(program: str, arguments: Sequence[str]) -> tuple[str, str, Any, list[str]]:
+    """Reads `NAME --preset PRESET`: both, that experiment, and the arguments that are left."""
+    names = {one.name: one for one in lineage.LINEAGE}
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"wanted `lineage {program} NAME`, NAME one of {', '.join(names)}")
+    name, rest = arguments[0], list(arguments[1:])
+    pick("milestone", name, names, hint="`lineage list` shows them all")
+    presets = importlib.import_module(f"experiments.{name}").PRESETS
+    preset = take_option(rest, "--preset", next(iter(presets)))
+    return name, preset, pick("preset", preset, presets)(), rest
+
+
+def _without_prefix(kind: type) -> Any:
+    """A field of that type whose own fields are options without the field's name before them."""
     import tyro
 
-    return tyro.conf.arg(name="")
+    return Annotated[kind, tyro.conf.arg(name="")]
 
 
 def take_option(arguments: list[str], flag: str, default: str) -> str:
@@ -435,15 +436,35 @@ def fit(arguments: Sequence[str]) -> None:
 
 def optimal(arguments: Sequence[str]) -> None:
     """`lineage optimal FIT.json --flops C`: the best model and tokens for some compute."""
-    if not arguments or arguments[0].startswith("-"):
-        raise UsageError("wanted `lineage optimal FIT.json --flops 1e24`, a fit that was written")
-    import tyro
-
     from scaling.commands import OptimalOptions, optimal_file
 
-    program = f"lineage optimal {arguments[0]}"
-    chosen = options(OptimalOptions, tyro.MISSING_NONPROP, arguments[1:], program)
-    print("\n".join(optimal_file(arguments[0], chosen)))
+    path, chosen = of_a_fit("optimal", OptimalOptions, arguments)
+    print("\n".join(optimal_file(path, chosen)))
+
+
+def launch(arguments: Sequence[str]) -> None:
+    """`lineage launch FIT.json --flops C --chip v5p`: shape, slice, mesh, days, cost and loss."""
+    from experiments.launch import LaunchOptions, launch_file
+
+    path, chosen = of_a_fit("launch", LaunchOptions, arguments)
+    print("\n".join(launch_file(path, chosen, say)))
+
+
+def say(line: str) -> None:
+    """Prints a line that is wanted now: the next may take minutes."""
+    print(line, flush=True)
+
+
+def of_a_fit(program: str, kind: type[T], arguments: Sequence[str]) -> tuple[str, T]:
+    """Reads `FIT.json --flops C ...`: the fit's path, and the options."""
+    if list(arguments) == ["--help"]:
+        arguments = ["FIT.json", "--help"]
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"wanted `lineage {program} FIT.json --flops 1e24`, a fit on disk")
+    import tyro
+
+    path, missing = arguments[0], tyro.MISSING_NONPROP
+    return path, options(kind, missing, arguments[1:], f"lineage {program} {path}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, Literal
 
 from lineage_jax.train.metrics import write_json
+from scaling.allocation import Optimal
 from scaling.compare import Comparison, compare
 from scaling.envelope import Frontier, fit_envelope
 from scaling.fit import Fit, fit, read_fit
@@ -283,29 +284,52 @@ def optimal_file(path: str, options: OptimalOptions) -> list[str]:
       OSError: it cannot be read.
     """
     fitted = read_fit(path, options.law)
-    interval = options.interval if fitted.draws else None
-    rows = [("compute-optimal", fitted.optimal(options.flops, interval=interval))]
+    rows = [("compute-optimal", allocated(fitted, options))]
     if options.inference_tokens:
-        served = fitted.optimal(
-            options.flops, interval=interval, inference_tokens=options.inference_tokens
-        )
+        served = allocated(fitted, options, options.inference_tokens)
         rows.append((f"with {quantity(options.inference_tokens)} tokens to serve", served))
-    cautions = fitted.cautions(options.flops)
-    if interval is None:
-        cautions.append("the fit holds no bootstrap draws: there are no intervals")
-    lines = [f"{fitted.law.name} of {path}, FLOPs counted as {fitted.flops_convention}"]
+    warnings = cautions(fitted, options.flops)
+    lines = [heading(fitted, path)]
     for name, best in rows:
-        lines.append(f"{name}:")
-        for part in ("params", "tokens", "loss", "flops"):
-            value, span = getattr(best, part), best.intervals.get(part)
-            show = (lambda v: f"{v:.4f}") if part == "loss" else quantity
-            told = f"  [{show(span[0])}, {show(span[1])}]" if span else ""
-            lines.append(f"  {part:<7}{show(value)}{told}")
-        if best.inference_flops:
-            lines.append(f"  and {best.inference_flops:.3g} FLOPs of inference")
+        lines += [f"{name}:", *best_lines(best)]
     if options.json:
         answers = [{"case": name} | dataclasses.asdict(best) for name, best in rows]
-        heading = {"law": fitted.law.name, "fit": path}
-        write_json(options.json, heading | {"optimal": answers, "warnings": cautions})
+        told = {"law": fitted.law.name, "fit": path}
+        write_json(options.json, told | {"optimal": answers, "warnings": warnings})
         lines.append(f"Written to {options.json}")
-    return [*lines, *(f"Warning: {text}" for text in cautions)]
+    return [*lines, *(f"Warning: {text}" for text in warnings)]
+
+
+def allocated(fitted: Fit, options: OptimalOptions, inference_tokens: float = 0.0) -> Optimal:
+    """The best use of the options' compute, with intervals where the fit has what they need."""
+    interval = options.interval if fitted.draws else None
+    return fitted.optimal(options.flops, interval=interval, inference_tokens=inference_tokens)
+
+
+def cautions(fitted: Fit, flops: float) -> list[str]:
+    """What to know before `flops` are spent on a fit's word."""
+    without = [] if fitted.draws else ["the fit holds no bootstrap draws: there are no intervals"]
+    return [*fitted.cautions(flops), *without]
+
+
+def heading(fitted: Fit, path: str) -> str:
+    """Whose word it is, for the terminal."""
+    return f"{fitted.law.name} of {path}, FLOPs counted as {fitted.flops_convention}"
+
+
+def best_lines(best: Optimal) -> list[str]:
+    """A use of compute, for the terminal."""
+    lines = []
+    for part in ("params", "tokens", "loss", "flops"):
+        value, span = getattr(best, part), best.intervals.get(part)
+        show = nats if part == "loss" else quantity
+        told = f"  [{show(span[0])}, {show(span[1])}]" if span else ""
+        lines.append(f"  {part:<7}{show(value)}{told}")
+    if best.inference_flops:
+        lines.append(f"  and {best.inference_flops:.3g} FLOPs of inference")
+    return lines
+
+
+def nats(loss: float) -> str:
+    """A loss, for the terminal."""
+    return f"{loss:.4f}"

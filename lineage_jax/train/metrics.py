@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import platform
 import sys
 import time
@@ -109,21 +110,28 @@ class JsonLines:
         """Opens the file; of several processes one writes, and all read what it says."""
         lines = path.read_text().splitlines() if path.exists() and resume_step else []
         kept = [line for line in lines if _step_of(line) <= resume_step]
+        text = "".join(f"{line}\n" for line in kept)
         if write:
-            write_text(path, "".join(f"{line}\n" for line in kept))
+            write_text(path, text)
         of_step = [line for line in kept[-2:] if _step_of(line) == resume_step]
         self.last = {name: x for line in of_step for name, x in json.loads(line).items()}
         self._path = path if write else None
         self._lines: list[str] = []
+        # Objects in a bucket do not grow: gcsfs takes "append" for "write over".
+        self._whole = text if "://" in os.fspath(path) else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._lines.append(json.dumps({"step": step, **values}))
 
     def flush(self) -> None:
-        """Appends what came since the last flush."""
-        if self._path is not None:
+        """Appends what came since the last flush; in a bucket, by writing all of it again."""
+        text = "".join(line + "\n" for line in self._lines)
+        if self._path is not None and self._whole is not None:
+            self._whole += text
+            write_text(self._path, self._whole)
+        elif self._path is not None:
             with self._path.open("a") as file:
-                file.write("".join(line + "\n" for line in self._lines))
+                file.write(text)
         self._lines = []
 
     def close(self) -> None:

@@ -21,10 +21,10 @@ The values of the first lines and of `sizes` up to the first semicolon, `budget`
 read; all others follow from them: one that is there and differs is an error.
 """
 
-from scaling.plan.grid import PlanOptions, expected_optimum, make_plan
+from scaling.plan.grid import PlanOptions, batch_rule, expected_optimum, make_plan, rate_rule
 from scaling.plan.next_run import NextRun, next_runs, remaining_variance
 from scaling.plan.plan import Plan, PlannedRun, PlannedSize, read_plan, trained_steps
-from scaling.plan.shapes import Shape, ladder
+from scaling.plan.shapes import Shape, depth, ladder
 from scaling.plan.show import plan_file
 
 __all__ = [
@@ -34,11 +34,14 @@ __all__ = [
     "PlannedRun",
     "PlannedSize",
     "Shape",
+    "batch_rule",
+    "depth",
     "expected_optimum",
     "ladder",
     "make_plan",
     "next_runs",
     "plan_file",
+    "rate_rule",
     "read_plan",
     "remaining_variance",
     "trained_steps",

@@ -54,16 +54,22 @@ class Shape:
 def ladder() -> tuple[Shape, ...]:
     """Shapes of 16 to 12288 wide, each of 1.3 to 2.1 times the parameters of the one before.
 
-    Three widths to a doubling, four from 128 up, most of GPT-2's and GPT-3's among them. A layer
-    for each 64 of width, for 128 from 4096 up, and between them for 2 sqrt(width): Brown et al.
-    2020, table 2.1, but for its 350M, which is deeper. Heads are 64 wide, as in that table up to
-    350M; below a width of 256 they are narrower, down to 8, so that most models have four or more
-    and widths go up in small steps.
+    Three widths to a doubling, four from 128 up, most of GPT-2's and GPT-3's among them, with
+    `depth` layers. Heads are 64 wide, as in GPT-3's table up to 350M; below a width of 256 they are
+    narrower, down to 8, so that most models have four or more and widths go up in small steps.
     """
     quarters = [(k, m) for k in range(5, 14) for m in (4, 5, 6, 7) if m < 7 or k >= 7]
     shapes = []
     for width in [16, 24, *(2**k * m // 4 for k, m in quarters)]:
         head = min(64, max(8, 2 ** (width.bit_length() - 3)))
-        aspect = min(128.0, max(64.0, 2 * math.sqrt(width)))
-        shapes.append(Shape(max(2, round(width / aspect)), width, width // head))
+        shapes.append(Shape(max(2, round(depth(width))), width, width // head))
     return tuple(shape for shape in shapes if shape.embed_dim <= 12288)
+
+
+def depth(width: int) -> float:
+    """Layers of a model of that width, as in Brown et al. 2020, table 2.1.
+
+    One for each 64 of width, for 128 from 4096 up, and between them for 2 sqrt(width); the table's
+    350M is deeper. LLaMA's (Touvron et al. 2023, table 2) have up to a quarter more.
+    """
+    return width / min(128.0, max(64.0, 2 * math.sqrt(width)))
