@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
@@ -89,9 +90,12 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with all of `AXES` over all (or the given) devices."""
     devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        config.sizes(len(devices)), AXES, (AxisType.Auto,) * len(AXES), devices=devices
-    )
+    sizes, types = config.sizes(len(devices)), (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(sizes, AXES, types, devices=devices)
+    except NotImplementedError:  # on no whole dimensions of a torus: 128 x 4 on one of 8 x 8 x 8
+        split = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(split, AXES, axis_types=types)
 
 
 @contextlib.contextmanager

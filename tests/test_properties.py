@@ -247,7 +247,13 @@ def test_the_scan_over_depth_is_the_loop_over_depth(subject, params, batch):
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(unroll=2), dict(remat="dots"), dict(remat="attention"), dict(remat="full")],
+    [
+        dict(unroll=2),
+        dict(remat="dots"),
+        dict(remat="inner"),
+        dict(remat="attention"),
+        dict(remat="full"),
+    ],
     ids=lambda changes: "-".join(map(str, *changes.items())),
 )
 def test_neither_unrolling_nor_recomputing_changes_loss_or_gradients(

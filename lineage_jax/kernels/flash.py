@@ -141,7 +141,8 @@ def flash_attention_backward(
         jnp.pad(log_sum, ends, constant_values=-MASKED)[:, :, None],
         jnp.pad(inner, ends)[:, :, None],
     ]
-    grads = backward(blocks, *arrays, heads_first(out_grad, padding), *rows, interpret=interpret)
+    given = (*arrays, heads_first(out_grad, padding), *rows)
+    grads = backward(blocks, *given, interpret=interpret)
     of_query, of_keys, of_values = (x.swapaxes(1, 2)[:, : query.shape[1]] for x in grads)
     return of_query, of_keys, of_values
 
@@ -416,6 +417,6 @@ def backward(
 def compiler_params(parallel: int, arbitrary: int = 1) -> Any:
     """For a grid whose first axes are independent, and whose last are in order."""
     return pltpu.CompilerParams(
-        dimension_semantics=("parallel",) * parallel + ("arbitrary",) * arbitrary,
+        dimension_semantics=(pltpu.PARALLEL,) * parallel + (pltpu.ARBITRARY,) * arbitrary,
         vmem_limit_bytes=VMEM_BYTES,
     )

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from lineage_jax.nn.split import mesh_axes, undivided
 from lineage_jax.typing import Array, DTypeLike, Float
 
-PRODUCT = "product"
-"""What a policy of `jax.checkpoint` calls the results of linear maps."""
+INNER, OUTER = "inner product", "outer product"
+"""What a policy of `jax.checkpoint` calls the results of linear maps: within a layer (heads, the
+feed-forward width), and back to the width of the residual stream."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -156,4 +157,6 @@ class Linear(nn.Module):
                 self.param_dtype,
             )
             y += bias.astype(self.dtype).reshape((1,) * len(batch) + (width_out,))
-        return checkpoint_name(y, PRODUCT).reshape(*batch, *self.outputs)
+        return checkpoint_name(y, OUTER if sides[1] == ("embed",) else INNER).reshape(
+            *batch, *self.outputs
+        )

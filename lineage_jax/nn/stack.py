@@ -8,16 +8,18 @@ from flax import linen as nn
 
 from lineage_jax.nn.attention import HEADS
 from lineage_jax.nn.fused import ATTENDED
-from lineage_jax.nn.linear import PRODUCT
+from lineage_jax.nn.linear import INNER, OUTER
 from lineage_jax.nn.pipeline import pipeline, schedule
 from lineage_jax.nn.split import split, ways
 
-Remat = Literal["none", "dots", "attention", "full"]
-"""What the backward pass recomputes of a block: nothing; all but matrix products and attention; all
-but attention, from its heads to what they attended to; or all of it."""
+Remat = Literal["none", "dots", "inner", "attention", "full"]
+"""What the backward pass recomputes of a block: nothing; all but matrix products and attention; of
+the products those back to the width of the block, too, which `tensor` does not split; all but
+attention, from its heads to what they attended to; or all of it."""
 
 POLICIES = {
-    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, HEADS, ATTENDED),
+    "dots": jax.checkpoint_policies.save_only_these_names(INNER, OUTER, HEADS, ATTENDED),
+    "inner": jax.checkpoint_policies.save_only_these_names(INNER, HEADS, ATTENDED),
     "attention": jax.checkpoint_policies.save_only_these_names(HEADS, ATTENDED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

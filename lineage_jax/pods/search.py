@@ -11,7 +11,7 @@ from lineage_jax.pods.plan import Plan, make_plan
 from lineage_jax.pods.topologies import Topology
 from lineage_jax.sharding import RULES, MeshConfig
 
-REMATS = ("none", "dots", "attention", "full")
+REMATS = ("none", "dots", "inner", "attention", "full")
 """From the fastest to the smallest (`lineage_jax.nn.stack`)."""
 
 TENSOR = (1, 2, 4, 8)

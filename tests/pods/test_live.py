@@ -61,7 +61,7 @@ def test_gpt3_fits_512_chips_and_its_gradients_are_scattered():
     largest = gpt.experiment("gpt3_175b")
     largest = dataclasses.replace(
         largest,
-        model=dataclasses.replace(largest.model, remat="dots"),
+        model=dataclasses.replace(largest.model, remat="inner"),
         data=dataclasses.replace(largest.data, batch_size=512),
     )
     pod = Topology.parse("v5p:8x8x8")

@@ -26,7 +26,9 @@ def compiler(monkeypatch):
         rows = experiment.data.batch_size / mesh.fsdp
         used = (
             rows
-            * {"none": 0.9, "dots": 0.4, "attention": 0.3, "full": 0.2}[experiment.model.remat]
+            * {"none": 0.9, "dots": 0.4, "inner": 0.35, "attention": 0.3, "full": 0.2}[
+                experiment.model.remat
+            ]
             / mesh.tensor
         )
         if used > 1:
