@@ -75,7 +75,8 @@ def attend(
     if length is not None and own and query.shape[1] % length[1] == 0:
         return ring_attention(query, keys, values, mask, length[0])
     divides = query.shape[0] % math.prod(mesh_axes("batch").values()) == 0
-    if length is None and own and divides and platform() == "tpu":
+    known = mask.causal or mask.window is None
+    if length is None and own and known and divides and platform() == "tpu":
         return fused_attention(query, keys, values, mask)
     out = dot_product_attention(query, keys, values, mask.dense(), dropout)
     return checkpoint_name(out, ATTENDED)

@@ -21,24 +21,24 @@ feed-forward width), and back to the width of the residual stream."""
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(
-    x: Float[Array, "*batch M"], kernel: Float[Array, "M N"], embed: int | None = None
+    x: Float[Array, "*batch M"], kernel: Float[Array, "M N"], axes: tuple[str, str] | None = None
 ) -> Float[Array, "*batch N"]:
     """The product x W over the last axis of x; its gradients are g W^T and x^T g.
 
     Args:
       x, kernel: the factors.
-      embed: which axis of W is named "embed", if one is (`scattered_kernel_grad`).
+      axes: logical names of W's, if one of them is "embed" (`scattered_kernel_grad`).
     """
     return x @ kernel
 
 
-def project_forward(x, kernel, embed):
+def project_forward(x, kernel, axes):
     return x @ kernel, (x, kernel)
 
 
-def project_backward(embed, saved, grad):
+def project_backward(axes, saved, grad):
     x, kernel = saved
-    of_kernel = kernel_grad(x, grad) if embed is None else scattered_kernel_grad(x, grad, embed)
+    of_kernel = kernel_grad(x, grad) if axes is None else scattered_kernel_grad(x, grad, axes)
     return (grad @ kernel.T).astype(x.dtype), of_kernel.astype(kernel.dtype)
 
 
@@ -48,7 +48,7 @@ def kernel_grad(x: Float[Array, "*batch M"], grad: Float[Array, "*batch N"]) -> 
 
 
 def scattered_kernel_grad(
-    x: Float[Array, "B T M"], grad: Float[Array, "B T N"], embed: int
+    x: Float[Array, "B T M"], grad: Float[Array, "B T N"], axes: tuple[str, str]
 ) -> Float[Array, "M N"]:
     """The same on a mesh, where each device keeps of the sum what it keeps of the kernel.
 
@@ -58,11 +58,12 @@ def scattered_kernel_grad(
 
     Args:
       x, grad: split over the mesh's axes of rows and length.
-      embed: which axis of the kernel is split over its axes of "embed".
+      axes: logical names of the kernel's, one of them "embed".
     """
-    rows, length, shares = (mesh_axes(name) for name in ("batch", "length", "embed"))
-    extents = [math.prod(axes.values()) for axes in (rows, length, shares)]
-    sizes = (x.shape[0], x.shape[1], (x, grad)[embed].shape[-1])
+    rows, length, *sides = (mesh_axes(name) for name in ("batch", "length", *axes))
+    shares, embed = mesh_axes("embed"), axes.index("embed")
+    extents = [math.prod(one.values()) for one in (rows, length, *sides)]
+    sizes = (x.shape[0], x.shape[1], x.shape[2], grad.shape[2])
     uneven = any(size % extent for size, extent in zip(sizes, extents, strict=True))
     if not shares or uneven or not set(shares) <= {*rows, *length}:
         return kernel_grad(x, grad)
@@ -74,12 +75,15 @@ def scattered_kernel_grad(
             whole = jax.lax.psum(whole, replicas)
         return jax.lax.psum_scatter(whole, tuple(shares), scatter_dimension=embed, tiled=True)
 
-    own = P(tuple(rows) or None, tuple(length) or None)
+    # Of the two factors one is as wide as the residual stream, and whole.
+    across = [
+        None if name == "embed" else tuple(side) for name, side in zip(axes, sides, strict=True)
+    ]
     mapped = jax.shard_map(
         local,
-        in_specs=(own, own),
-        out_specs=P(*(None,) * embed, tuple(shares)),
-        axis_names={*rows, *length},
+        in_specs=tuple(P(tuple(rows), tuple(length), side) for side in across),
+        out_specs=P(*(tuple(side) for side in sides)),
+        axis_names={*rows, *length, *sides[1 - embed]},
     )
     return undivided(mapped)(x, grad)
 
@@ -147,7 +151,7 @@ class Linear(nn.Module):
         y = project(
             x.astype(self.dtype).reshape(*batch, width_in),
             kernel.astype(self.dtype).reshape(width_in, width_out),
-            sides.index(("embed",)) if len(batch) == 2 and ("embed",) in sides else None,
+            (sides[0][0], sides[1][0]) if len(batch) == 2 and ("embed",) in sides else None,
         )
         if self.use_bias:
             bias: Any = self.param(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lineage_jax.kernels import flash, flash_attention, flash_attention_backward
+from lineage_jax.kernels import blocks as blocks_module
+from lineage_jax.kernels import flash_attention, flash_attention_backward
 
 
 def reference(query, keys, values, visible):
@@ -73,7 +74,7 @@ def test_outputs_sums_and_gradients_are_those_of_the_formula(
     monkeypatch, length, heads, groups, width, causal, window, segmented, dtype
 ):
     # Two blocks of queries to a chunk, where there are as many: sums over chunks are tried too.
-    monkeypatch.setattr(flash, "CHUNK_BYTES", 2 * 4 * 128 * width)
+    monkeypatch.setattr(blocks_module, "CHUNK_BYTES", 2 * 4 * 128 * width)
     rng, batch = np.random.default_rng(0), 2
     shapes = [(batch, length, n, width) for n in (heads, groups, groups, heads)]
     arrays = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
@@ -106,7 +107,7 @@ def test_outputs_sums_and_gradients_are_those_of_the_formula(
 
 
 def test_blocks_that_no_query_reads_are_neither_fetched_nor_computed():
-    blocks = flash.Blocks(1, 1, 1, 1024, 8, 128, True, 1024, True)
+    blocks = blocks_module.Blocks(1, 1, 1, 1024, 8, 128, True, 1024, True)
     window = 200
     read = np.zeros((blocks.count, blocks.count), bool)
     at = np.arange(1024)

@@ -10,11 +10,13 @@ from lineage_jax.pods.chips import CHIPS
 from lineage_jax.pods.plan import Plan
 
 V5E = Topology.parse("v5e:2x4")
+SHARES = {"none": 0.9, "dots": 0.4, "inner": 0.35, "attention": 0.3, "full": 0.2}
+"""Of a chip that a row takes, by what is recomputed."""
 
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """A compiler to which every row is a fifth of a chip, and recomputation makes room."""
+    """A compiler to which every row takes its share of a chip."""
     asked = []
 
     def make_plan(request, tokens):
@@ -24,13 +26,7 @@ def compiler(monkeypatch):
         if mesh.tensor > 4:
             raise ValueError("heads do not divide")
         rows = experiment.data.batch_size / mesh.fsdp
-        used = (
-            rows
-            * {"none": 0.9, "dots": 0.4, "inner": 0.35, "attention": 0.3, "full": 0.2}[
-                experiment.model.remat
-            ]
-            / mesh.tensor
-        )
+        used = rows * SHARES[experiment.model.remat] / mesh.tensor
         if used > 1:
             raise DoesNotFitError("does not fit: a device needs more; split it further")
         return plan(used, speed=rows / mesh.tensor)

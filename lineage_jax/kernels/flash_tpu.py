@@ -1,0 +1,265 @@
+"""The kernels of flash attention for TPU: what `lineage_jax.kernels.flash` prepares comes here.
+
+A TPU takes the blocks of a grid in order, so what many blocks add up to stays in its memory on the
+chip: a block of queries meets its keys in turn, forward; backward, a block of keys meets its
+queries, and the gradient of the queries stays for a chunk of many blocks. Blocks that a causal mask
+or a window hides are neither fetched nor computed.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lineage_jax.kernels.blocks import Blocks
+
+MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
+LANES = 128
+VMEM_BYTES = 64 * 2**20
+"""Of memory on the chip that a kernel may take; a TPU v5p has so much for each core."""
+
+
+def visible(blocks: Blocks, queries: Any, keys: Any, window: Any) -> Any:
+    """Which scores of a block are read, from the places of its queries and keys."""
+    if blocks.causal:
+        return (queries - keys).astype(jnp.uint32) < window.astype(jnp.uint32)  # no less than 0
+    behind = (queries - keys + blocks.length).astype(jnp.uint32)
+    return behind < 2 * blocks.length
+
+
+def when_visible(blocks: Blocks, i: Any, j: Any, window: Any, meet: Any) -> None:
+    """Calls `meet(masked)` if the block is read; masked unless every score of it is."""
+    some, whole = blocks.visible(i, j, window)
+    if not blocks.one_document:
+        pl.when(some)(lambda: meet(True))
+        return
+    pl.when(some & whole)(lambda: meet(False))
+    pl.when(some & jnp.logical_not(whole))(lambda: meet(True))
+
+
+def product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
+    """a b, contracted over one axis each, accumulated in float32."""
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((contract[0],), (contract[1],)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def spread(x: Any, width: int) -> Any:
+    """Rows that hold one number, [R, LANES], as wide as given."""
+    return x[:, :width] if width <= LANES else jnp.tile(x, (1, width // LANES))
+
+
+def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: bool):
+    """Attended values [B, H, T, K] and logarithmic sums [B, H, 1, T]."""
+    b, size, width = blocks, blocks.size, blocks.width
+    scale = math.log2(math.e) / math.sqrt(width)  # for powers of two, which are what a TPU has
+
+    def kernel(window_ref, at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest):
+        out_ref, log_ref, largest_ref, sum_ref, total_ref = rest
+        i, j, window = pl.program_id(2), pl.program_id(3), window_ref[0]
+
+        @pl.when(j == 0)
+        def start():
+            largest_ref[...] = jnp.full_like(largest_ref, MASKED)
+            sum_ref[...] = jnp.zeros_like(sum_ref)
+            total_ref[...] = jnp.zeros_like(total_ref)
+
+        def meet(masked):
+            values = values_ref[0, 0]
+            scores = product(query_ref[0, 0], keys_ref[0, 0], (1, 1)) * scale  # queries, keys
+            if masked:
+                reads = visible(b, at_ref[0], key_at_ref[0], window)
+                scores = jnp.where(reads, scores, MASKED)
+            old = largest_ref[...]
+            largest = jnp.maximum(old, scores.max(1, keepdims=True))
+            weights = jnp.exp2(scores - spread(largest, size))
+            keep = jnp.exp2(old - largest)
+            largest_ref[...] = largest
+            sum_ref[...] = sum_ref[...] * keep + weights.sum(1, keepdims=True)
+            new = product(weights.astype(values.dtype), values, (1, 0))
+            total_ref[...] = total_ref[...] * spread(keep, width) + new
+
+        when_visible(b, i, j, window, meet)
+
+        @pl.when(j == b.count - 1)
+        def finish():
+            out_ref[0, 0] = (total_ref[...] / spread(sum_ref[...], width)).astype(out_ref.dtype)
+            log_sum = largest_ref[...] * math.log(2) + jnp.log(sum_ref[...])
+            log_ref[0, 0] = log_sum.T[:1]
+
+    share = b.heads // b.groups
+
+    def of_queries(n, h, i, j, window):
+        return n, h, i, 0
+
+    def of_keys(n, h, i, j, window):
+        return n, h // share, jnp.clip(j, *b.keys_of(i, window[0])), 0
+
+    block = functools.partial(pl.BlockSpec, (1, 1, size, width))
+    at = [
+        pl.BlockSpec((1, size, 1), lambda n, h, i, j, window: (n, i, 0)),
+        pl.BlockSpec((1, 1, size), lambda n, h, i, j, w: (n, 0, of_keys(n, h, i, j, w)[2])),
+    ]
+    scores = b.batch * b.heads * b.pairs * size**2
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(b.batch, b.heads, b.count, b.count),
+            in_specs=[*at, block(of_queries), block(of_keys), block(of_keys)],
+            out_specs=[
+                block(of_queries),
+                pl.BlockSpec((1, 1, 1, size), lambda n, h, i, j, window: (n, h, 0, i)),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((size, LANES), jnp.float32),
+                pltpu.VMEM((size, LANES), jnp.float32),
+                pltpu.VMEM((size, width), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct((b.batch, b.heads, 1, b.length), jnp.float32),
+        ],
+        compiler_params=compiler_params(3),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * scores * width,
+            transcendentals=scores,
+            bytes_accessed=2 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
+        ),
+        name="flash_attention_forward",
+        interpret=interpret,
+    )(window, *places, query, keys, values)
+
+
+def backward(
+    blocks: Blocks, window, places, query, keys, values, out_grad, log_sum, inner, *, interpret
+):
+    """Gradients [B, H, T, K] and twice [B, G, T, K], in the types of what they are of.
+
+    Scores are computed keys by queries, so that what there is one of for each query is a row.
+    """
+    b, size, width, chunk = blocks, blocks.size, blocks.width, blocks.chunk
+    scale, share, chunks = 1 / math.sqrt(width), b.heads // b.groups, b.count // blocks.chunk
+    log2_e = math.log2(math.e)
+
+    def kernel(window_ref, at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest):
+        grad_ref, log_ref, inner_ref, of_query_ref, of_keys_ref, of_values_ref, *sums = rest
+        query_sum, keys_sum, values_sum = sums
+        j, step, window = pl.program_id(3), pl.program_id(4), window_ref[0]
+        i = pl.program_id(2) * chunk + step
+
+        @pl.when((j == 0) & (step == 0))
+        def start_chunk():
+            query_sum[...] = jnp.zeros_like(query_sum)
+
+        @pl.when(step == 0)
+        def start_keys():
+            keys_sum[...] = jnp.zeros_like(keys_sum)
+            values_sum[...] = jnp.zeros_like(values_sum)
+
+        def meet(masked):
+            query, keys, grad = query_ref[0, 0], keys_ref[0, 0], grad_ref[0, 0]
+            scores = product(keys, query, (1, 1)) * (scale * log2_e)  # keys, queries
+            if masked:
+                reads = visible(b, at_ref[0], key_at_ref[0], window)
+                scores = jnp.where(reads, scores, MASKED)
+            weights = jnp.exp2(scores - log_ref[0, 0] * log2_e)
+            values_sum[...] += product(weights.astype(grad.dtype), grad, (1, 0))
+            of_weights = product(values_ref[0, 0], grad, (1, 1))
+            of_scores = (weights * (of_weights - inner_ref[0, 0])).astype(query.dtype)
+            keys_sum[...] += product(of_scores, query, (1, 0))
+            here = pl.ds(pl.multiple_of(step * size, size), size)
+            query_sum[here] += product(of_scores, keys, (0, 0))
+
+        when_visible(b, i, j, window, meet)
+
+        @pl.when(step == chunk - 1)
+        def finish_keys():
+            of_keys_ref[0, 0, 0] = (keys_sum[...] * scale).astype(of_keys_ref.dtype)
+            of_values_ref[0, 0, 0] = values_sum[...].astype(of_values_ref.dtype)
+
+        @pl.when((j == b.count - 1) & (step == chunk - 1))
+        def finish_chunk():
+            of_query_ref[0, 0] = (query_sum[...] * scale).astype(of_query_ref.dtype)
+
+    def read(c, j, step, window):
+        first, last = b.queries_of(j, window[0])
+        here = jnp.clip(c * chunk + step, first, last)
+        return jnp.clip(here, c * chunk, c * chunk + chunk - 1)
+
+    def of_queries(n, h, c, j, step, window):
+        return n, h, read(c, j, step, window), 0
+
+    def of_keys(n, h, c, j, step, window):
+        return n, h // share, j, 0
+
+    def by_row(n, h, c, j, step, window):
+        return n, h, 0, read(c, j, step, window)
+
+    block = functools.partial(pl.BlockSpec, (1, 1, size, width))
+    row = pl.BlockSpec((1, 1, 1, size), by_row)
+    at = [
+        pl.BlockSpec((1, 1, size), lambda n, h, c, j, step, w: (n, 0, read(c, j, step, w))),
+        pl.BlockSpec((1, size, 1), lambda n, h, c, j, step, w: (n, j, 0)),
+    ]
+    summed = pl.BlockSpec((1, 1, 1, size, width), lambda n, h, c, j, step, w: (n, h, c, j, 0))
+    parts = (b.batch, b.heads, chunks, b.length, width)
+    part_type = keys.dtype if share * chunks == 1 else jnp.float32
+    scores = b.batch * b.heads * b.pairs * size**2
+    of_query, of_keys_, of_values = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(b.batch, b.heads, chunks, b.count, chunk),
+            in_specs=[
+                *(*at, block(of_queries), block(of_keys), block(of_keys)),
+                *(block(of_queries), row, row),
+            ],
+            out_specs=[
+                pl.BlockSpec(
+                    (1, 1, chunk * size, width), lambda n, h, c, j, step, window: (n, h, c, 0)
+                ),
+                *(summed, summed),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((chunk * size, width), jnp.float32),
+                pltpu.VMEM((size, width), jnp.float32),
+                pltpu.VMEM((size, width), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            *(jax.ShapeDtypeStruct(parts, part_type),) * 2,
+        ],
+        compiler_params=compiler_params(3, 2),
+        cost_estimate=pl.CostEstimate(
+            flops=10 * scores * width,
+            transcendentals=scores,
+            bytes_accessed=4 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
+        ),
+        name="flash_attention_backward",
+        interpret=interpret,
+    )(window, *places[::-1], query, keys, values, out_grad, log_sum, inner)
+
+    def whole(x: Any, like: Any) -> Any:
+        x = x.reshape(b.batch, b.groups, share * chunks, b.length, width)
+        return x.sum(2).astype(like.dtype)
+
+    return of_query, whole(of_keys_, keys), whole(of_values, values)
+
+
+def compiler_params(parallel: int, arbitrary: int = 1) -> Any:
+    """For a grid whose first axes are independent, and whose last are in order."""
+    return pltpu.CompilerParams(
+        dimension_semantics=(pltpu.PARALLEL,) * parallel + (pltpu.ARBITRARY,) * arbitrary,
+        vmem_limit_bytes=VMEM_BYTES,
+    )
