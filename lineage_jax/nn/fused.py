@@ -72,10 +72,7 @@ def options(mask: Mask, segments: Any, window: Any) -> dict[str, Any]:
 
 def spread(local: Any, arrays: Any, mask: Mask, results: tuple[str, ...]) -> Any:
     """`local(*arrays, segments, window)` on every device, its rows and its heads."""
-    rows, heads, groups = (mesh_axes(name) for name in ("batch", "heads", "kv_heads"))
-    of = {"b": tuple(rows) or None, "h": tuple(heads) or None}
-    if heads != groups:
-        raise ValueError(f"heads and key-value heads must be split alike, got {heads}, {groups}")
+    of = {"b": tuple(mesh_axes("batch")), "h": tuple(mesh_axes("heads"))}
 
     def spec(axes: str) -> P:
         return P(*(of.get(axis) for axis in axes))
