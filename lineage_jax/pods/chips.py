@@ -46,9 +46,9 @@ class Chip:
       devices: how many JAX devices the chip is.
       config: what libtpu calls the arrangement of its cores, if it is not the first.
       price: US dollars an hour on demand; None if unknown.
-      kernels: share of its peak that a Pallas kernel reaches, by name: the cycles that its products
-        need at the peak, over the instructions (VLIW bundles, a cycle each) that the compiler has
-        made of it. Others count at the peak.
+      kernels: Pallas kernels, and the share of the peak that each reaches: the cycles that its
+        products need at the peak, over the instructions (VLIW bundles, a cycle each) that the
+        compiler has made of it. Others count at the peak.
       flags: for LIBTPU_INIT_ARGS, to plan with and to run with.
     """
 
@@ -64,16 +64,16 @@ class Chip:
     devices: int = 1
     config: str | None = None
     price: float | None = None
-    kernels: Mapping[str, float]
+    kernels: tuple[tuple[str, float], ...]
     flags: tuple[str, ...] = ASYNC_COLLECTIVES
 
 
-def flash(*, forward: float, backward: float) -> Mapping[str, float]:
+def flash(*, forward: float, backward: float) -> tuple[tuple[str, float], ...]:
     """Shares of the peak of attention's kernels, whose blocks are 1024 x 1024 x 128, all masked.
 
     Products of 2^29 and 5 x 2^28 FLOPs (`experiments/LOG.md` has the bundles).
     """
-    return {"flash_attention_forward": forward, "flash_attention_backward": backward}
+    return ("flash_attention_forward", forward), ("flash_attention_backward", backward)
 
 
 V4 = Chip(

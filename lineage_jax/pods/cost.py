@@ -166,7 +166,7 @@ class Walk:
             counts = {name: int(n) for name, n in STATED.findall(one.attributes)}
             if not counts:
                 cost.miss("Pallas kernels that state no counts, at the bytes of their arrays")
-            share = chip.kernels.get(one.name.partition(".")[0], 1.0)
+            share = dict(chip.kernels).get(one.name.partition(".")[0], 1.0)
             flops = counts.get("flops", 0) / (share * chip.peak_flops / chip.devices)
             moved = counts.get("bytes_accessed", self.moved(computation, one)) / self.bandwidth
             return max(flops, moved), flops > moved

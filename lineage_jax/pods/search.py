@@ -1,6 +1,7 @@
 """Tries meshes, what the backward pass recomputes, and batch sizes, and ranks what fits."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,8 +18,14 @@ REMATS = ("none", "dots", "inner", "attention", "full")
 TENSOR = (1, 2, 4, 8)
 """Ways to split heads and feed-forward: no more than the chips of a host."""
 
+DATA = (1, 2, 4)
+"""Replicas of all shares: weights then travel along fewer dimensions of the torus."""
+
 ROWS = (1, 2, 4, 8)
 """Rows of a batch for each of the shares that it is split in."""
+
+BEST = 2
+"""Meshes that are tried with all that can be recomputed."""
 
 SLICES = {
     2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -57,6 +64,8 @@ class Tried:
     candidate: Candidate
     plan: Plan | None
     why: str = ""
+    possible: bool = True
+    """With more memory, if there is no plan."""
 
     @property
     def fits(self) -> bool:
@@ -84,16 +93,37 @@ def search(
 ) -> list[Tried]:
     """Compiles one candidate after the other; the fastest that fits comes first.
 
+    First every mesh, with a row for each device, or as many as fit, and whole blocks recomputed;
+    then the fastest of these with more rows, and with less that is recomputed.
+
     Args:
       experiment: a config with `model.remat`, `data.batch_size`, `mesh` and `program()`.
       topology: the slice.
       tokens: to train on.
       say: receives a line for each candidate.
     """
-    tried = []
-    for remat in REMATS:
-        for family in families(experiment, topology, remat, ROWS):
-            tried += run(family, tokens, say)
+    tried: list[Tried] = []
+
+    def fits(candidate: Candidate) -> bool:
+        tried.append(attempt(candidate, tokens))
+        say(tried[-1].line())
+        return tried[-1].fits
+
+    for mesh in meshes(topology, DATA):
+        rows = topology.num_devices
+        while not fits(candidate(experiment, topology, mesh, REMATS[-1], rows)):
+            rows //= 2
+            if not tried[-1].possible or rows < shares(mesh):
+                break
+    ranked = sorted((one for one in tried if one.fits), key=lambda one: -one.speed)
+    for one in ranked[:BEST]:
+        for remat in REMATS:
+            rows = one.candidate.rows * (2 if remat == REMATS[-1] else 1)
+            mesh = one.candidate.experiment.mesh
+            while rows <= ROWS[-1] * topology.num_devices:
+                if not fits(candidate(experiment, topology, mesh, remat, rows)):
+                    break
+                rows *= 2
     return sorted(tried, key=lambda one: -one.speed)
 
 
@@ -116,27 +146,35 @@ def smallest(experiment: Any, chip: Chip, tokens: float, say: Callable[[str], No
 def families(
     experiment: Any, topology: Topology, remat: str, rows: Sequence[int]
 ) -> Iterator[list[Candidate]]:
-    """For each mesh, the candidates that differ in their batch, the smallest first."""
-    model = dataclasses.replace(experiment.model, remat=remat)
-    for tensor in TENSOR:
-        if topology.num_devices % tensor:
-            continue
-        mesh = MeshConfig(data=1, fsdp=topology.num_devices // tensor, tensor=tensor)
-        shares = math.prod(getattr(mesh, axis) for axis in RULES["batch"])
-        yield [
-            Candidate(
-                dataclasses.replace(
-                    experiment,
-                    model=model,
-                    data=dataclasses.replace(experiment.data, batch_size=each * shares),
-                    mesh=mesh,
-                ),
-                topology,
-                remat,
-                each * shares,
-            )
-            for each in rows
-        ]
+    """For each mesh, the candidates that differ in their rows a share, the smallest first."""
+    for mesh in meshes(topology):
+        yield [candidate(experiment, topology, mesh, remat, each * shares(mesh)) for each in rows]
+
+
+def meshes(topology: Topology, data: Sequence[int] = (1,)) -> Iterator[MeshConfig]:
+    """Meshes of a slice: some ways of tensor, some of data, and the rest of fsdp."""
+    for tensor, replicas in itertools.product(TENSOR, data):
+        if topology.num_devices % (tensor * replicas) == 0:
+            fsdp = topology.num_devices // (tensor * replicas)
+            yield MeshConfig(data=replicas, fsdp=fsdp, tensor=tensor)
+
+
+def shares(mesh: MeshConfig) -> int:
+    """In how many parts it splits the rows of a batch."""
+    return math.prod(getattr(mesh, axis) for axis in RULES["batch"])
+
+
+def candidate(
+    experiment: Any, topology: Topology, mesh: MeshConfig, remat: str, rows: int
+) -> Candidate:
+    """The experiment changed, with so many rows to a batch."""
+    changed = dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, remat=remat),
+        data=dataclasses.replace(experiment.data, batch_size=rows),
+        mesh=mesh,
+    )
+    return Candidate(changed, topology, remat, rows)
 
 
 def run(family: Sequence[Candidate], tokens: float, say: Callable[[str], None]) -> list[Tried]:
@@ -159,4 +197,4 @@ def attempt(candidate: Candidate, tokens: float) -> Tried:
     except DoesNotFitError as error:
         return Tried(candidate, None, str(error).partition(";")[0])
     except ValueError as error:  # heads that the mesh does not divide, for one
-        return Tried(candidate, None, str(error))
+        return Tried(candidate, None, str(error), possible=False)

@@ -65,6 +65,24 @@ def test_a_pallas_kernel_takes_the_bytes_that_it_states_over_the_bandwidth():
     assert not found.unread
 
 
+KERNEL = """HloModule one, is_scheduled=true
+
+ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[8,128]{1,0} parameter(0)
+  ROOT %flash_attention_forward.3 = bf16[8,128]{1,0} custom-call(%p), \
+custom_call_target="tpu_custom_call", \
+backend_config={"cost_estimate":{"flops":"197000000000","bytes_accessed":"4096"}}
+}
+"""
+
+
+def test_a_kernel_whose_share_of_the_peak_is_known_takes_so_much_longer():
+    torus = Torus(Topology.parse("v5e:2x2"), ((0, 0, 0),))
+    found = Walk(hlo.parse(KERNEL), torus, {"data": 1}).cost()
+    share = dict(torus.topology.chip.kernels)["flash_attention_forward"]
+    assert found.compute == pytest.approx(1e-3 / share, rel=1e-12)  # 197e9 FLOPs at 197e12
+
+
 @pytest.mark.parametrize("chip", ["v5e", "v5p"])
 @pytest.mark.parametrize(
     ("axes", "size"), [("fsdp", 4), ("tensor", 2), ("fsdp_tensor", 8)], ids=lambda value: str(value)

@@ -25,7 +25,7 @@ def compiler(monkeypatch):
         mesh = experiment.mesh
         if mesh.tensor > 4:
             raise ValueError("heads do not divide")
-        rows = experiment.data.batch_size / mesh.fsdp
+        rows = experiment.data.batch_size / (mesh.data * mesh.fsdp)
         used = rows * SHARES[experiment.model.remat] / mesh.tensor
         if used > 1:
             raise DoesNotFitError("does not fit: a device needs more; split it further")
@@ -63,15 +63,29 @@ def test_the_fastest_that_fits_comes_first(compiler):
     lines = []
     tried = search.search(gpt.tiny(), V5E, 1e9, lines.append)
     best = tried[0].candidate
-    assert (best.remat, best.rows, best.experiment.mesh.tensor) == ("full", 4 * 8, 1)
+    assert (best.remat, best.rows) == ("full", 4 * 8)  # eight rows a device would be too many
     assert [one.speed for one in tried] == sorted((one.speed for one in tried), reverse=True)
     assert len(lines) == len(tried) == len(compiler)
 
 
-def test_a_batch_that_does_not_fit_ends_its_family(compiler):
+def test_every_mesh_is_compared_at_a_row_for_each_device_and_the_best_go_on(compiler):
+    search.search(gpt.tiny(), V5E, 1e9, lambda line: None)
+    first = [one for one in compiler if one.model.remat == "full" and one.data.batch_size == 8]
+    meshes = {(one.mesh.data, one.mesh.fsdp, one.mesh.tensor) for one in first}
+    assert {(1, 8, 1), (2, 4, 1), (4, 2, 1), (1, 4, 2), (2, 2, 2), (4, 1, 2)} <= meshes
+    others = [one for one in compiler if one.model.remat != "full"]
+    assert len({one.mesh for one in others}) == search.BEST
+    assert {one.model.remat for one in others} == set(search.REMATS) - {"full"}
+
+
+def test_rows_that_do_not_fit_are_not_followed_by_more(compiler):
     tried = search.search(gpt.tiny(), V5E, 1e9, lambda line: None)
-    candidates = [one.candidate for one in tried if one.candidate.remat == "none"]
-    rows = [one.rows for one in candidates if one.experiment.mesh.tensor == 1]
+    best = tried[0].candidate.experiment.mesh
+    rows = [
+        one.candidate.rows
+        for one in tried
+        if one.candidate.remat == "none" and one.candidate.experiment.mesh == best
+    ]
     assert sorted(rows) == [8, 16]  # the second is one too many; 32 was not tried
 
 
