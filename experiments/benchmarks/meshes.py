@@ -1,0 +1,110 @@
+"""How far a mesh is from one device: `python -m experiments.benchmarks.meshes`.
+
+Eight devices on this machine's CPU, every milestone's smallest preset, random weights and tokens in
+documents of random length, float32. A table of the largest differences.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+ROWS, LENGTH = 16, 64
+NOTHING = 1e-6
+"""Share of the whole gradient's norm below which one is of rounding errors."""
+SIZES: tuple[dict[str, int], ...] = (
+    dict(data=8),
+    dict(data=2, fsdp=4),
+    dict(data=2, fsdp=2, tensor=2),
+    dict(data=1, fsdp=2, context=2, tensor=2),
+    dict(data=2, expert=2, context=2),
+    dict(data=2, stage=2, tensor=2),
+    dict(data=1, stage=2, fsdp=2, context=2),
+)
+
+
+def random_batch(vocab_size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows of tokens, each two documents, of which a part counts in the loss."""
+    rng = np.random.default_rng(seed)
+    at = np.arange(LENGTH)[None]
+    cuts = rng.integers(1, LENGTH, (ROWS, 1))
+    return {
+        "tokens": rng.integers(0, vocab_size, (ROWS, LENGTH), np.int32),
+        "targets": rng.integers(0, vocab_size, (ROWS, LENGTH), np.int32),
+        "positions": np.where(at < cuts, at, at - cuts).astype(np.int32),
+        "segment_ids": (at >= cuts).astype(np.int32),
+        "mask": rng.random((ROWS, LENGTH)) < 0.9,
+    }
+
+
+def loss_and_gradients(experiment: Any, sizes: dict[str, int], devices: Any) -> tuple[float, Any]:
+    """The mean loss of a batch on a mesh, and the gradients, on the host."""
+    import jax
+
+    from lineage_jax import sharding
+
+    mesh, program = sharding.make_mesh(sharding.MeshConfig(**sizes), devices), experiment.program()
+    state = program.initial_state(mesh, seed=0)
+    rows = sharding.Feed(program.batch, mesh)(random_batch(experiment.model.vocab_size))
+
+    def loss(params: Any) -> Any:
+        return program.eval_loss_fn(params, state.extra, rows, jax.random.key(0))[0]
+
+    with sharding.use(mesh):
+        value, gradients = jax.jit(jax.value_and_grad(loss))(state.params)
+    return float(value), jax.tree.map(np.asarray, gradients)
+
+
+def largest(found: Any, expected: Any) -> tuple[float, str]:
+    """The largest relative distance of two gradients of one parameter, and which it is.
+
+    Left out are parameters on which nothing depends, as attention does not on the bias of its keys:
+    their gradients are rounding errors.
+    """
+    import jax
+
+    whole = math.hypot(*map(np.linalg.norm, jax.tree.leaves(expected)))
+
+    def distance(path: Any, one: np.ndarray, other: np.ndarray) -> tuple[float, str]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        norm = float(np.linalg.norm(other))
+        return (0.0 if norm < NOTHING * whole else float(np.linalg.norm(one - other)) / norm), name
+
+    every = jax.tree_util.tree_map_with_path(distance, found, expected)
+    return max(jax.tree.leaves(every, is_leaf=lambda leaf: isinstance(leaf, tuple)))
+
+
+def main() -> None:
+    """Prints the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of what XLA does in moving between splits
+    import jax
+
+    from lineage_jax.lineage import LINEAGE
+
+    print("| milestone | mesh | loss, relative | largest of a gradient, relative | of |")
+    print("|---|---|---|---|---|")
+    for milestone in LINEAGE:
+        tiny = importlib.import_module(f"experiments.{milestone.name}").experiment("tiny")
+        data = dataclasses.replace(tiny.data, batch_size=ROWS, seq_len=LENGTH)
+        tiny = dataclasses.replace(tiny, data=data)
+        loss, gradients = loss_and_gradients(tiny, dict(data=1), jax.devices()[:1])
+        for sizes in SIZES:
+            found, others = loss_and_gradients(tiny, sizes, None)
+            distance, name = largest(others, gradients)
+            mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+            print(
+                f"| {milestone.name} | {mesh} | {abs(found / loss - 1):.1e} | {distance:.1e} "
+                f"| `{name}` |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
