@@ -73,7 +73,8 @@ def test_outputs_and_gradients_are_those_of_each_tokens_own_expert(config, num_e
     with sharding.use(mesh):
         actual = results(run)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        error = np.linalg.norm(np.asarray(one) - other) / np.linalg.norm(other)
+        assert error < 5e-6, error  # sums of float32 products, in another order
 
 
 def test_a_token_that_its_full_bucket_drops_comes_home_as_zeros():

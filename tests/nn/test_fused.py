@@ -49,7 +49,8 @@ def test_outputs_and_gradients_are_those_of_attention_on_one_device(mesh, kind):
         with sharding.use(sharding.make_mesh(mesh, jax.devices()[:4])):
             actual = results(lambda *x: fused_attention(*x, mask), arguments)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # sums of 140 terms
+        error = np.linalg.norm(np.asarray(one) - other) / np.linalg.norm(other)
+        assert error < 5e-6, error  # sums of float32 products, in another order
 
 
 def runs_again(policy):

@@ -61,7 +61,8 @@ def test_outputs_and_gradients_are_those_of_the_layers_in_turn(plan, rows, depth
     with sharding.use(sharding.make_mesh(config, jax.devices()[: plan.stages])):
         actual = results(lambda *inputs: pipeline(layer, *inputs, None, plan, "stage"), *arguments)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        error = np.linalg.norm(np.asarray(one) - other) / np.linalg.norm(other)
+        assert error < 5e-6, error  # sums of float32 products, in another order
 
 
 def test_each_layer_and_micro_batch_has_random_numbers_of_its_own():

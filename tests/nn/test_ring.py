@@ -62,7 +62,8 @@ def test_outputs_and_gradients_are_those_of_attention_on_one_device(
     with sharding.use(mesh):
         actual = results(lambda *x: ring_attention(*x, mask, "context"), arguments)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        error = np.linalg.norm(np.asarray(one) - other) / np.linalg.norm(other)
+        assert error < 5e-6, error  # sums of float32 products, in another order
 
 
 def test_half_precision_is_as_near_to_float32_as_on_one_device():
