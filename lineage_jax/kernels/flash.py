@@ -90,7 +90,8 @@ def placed(blocks: Blocks, segment_ids: Int[Array, "B N"]) -> Int[Array, "B T"]:
     """A place for each position: side by side in a document, and far from any other's.
 
     Then one comparison says whether a key is in the same document, not after the query, and within
-    the window. Padding is a document of its own.
+    the window. Padding is a document of its own. Places wrap around at 2^32, past 2^31 / T
+    documents in a row.
     """
     length, valid = blocks.length, blocks.valid
     begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0

@@ -54,7 +54,7 @@ def product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
 
 def spread(x: Any, width: int) -> Any:
     """Rows that hold one number, [R, LANES], as wide as given."""
-    return x[:, :width] if width <= LANES else jnp.tile(x, (1, width // LANES))
+    return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
 
 
 def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: bool):

@@ -40,7 +40,7 @@ def _forward(query, keys, values, mask):
         return flash_attention(query, keys, values, **options(mask, segments, window))
 
     arrays = (query, keys, values)
-    out, log_sum = spread(local, arrays, mask, ("bthk", "bht"))
+    out, log_sum = on_each_device(local, arrays, mask, ("bthk", "bht"))
     # Saved one without the other, the kernel would be run again for the other.
     out, log_sum = checkpoint_name(out, ATTENDED), checkpoint_name(log_sum, ATTENDED)
     return out, (query, keys, values, mask, out, log_sum)
@@ -54,7 +54,7 @@ def _backward(saved, out_grad):
         return flash_attention_backward(*arrays, **options(mask, segments, window))
 
     arrays = (query, keys, values, out, out_grad, log_sum)
-    return (*spread(local, arrays, mask, ("bthk",) * 3), None)
+    return (*on_each_device(local, arrays, mask, ("bthk",) * 3), None)
 
 
 fused_attention.defvjp(_forward, _backward)
@@ -70,7 +70,7 @@ def options(mask: Mask, segments: Any, window: Any) -> dict[str, Any]:
     )
 
 
-def spread(local: Any, arrays: Any, mask: Mask, results: tuple[str, ...]) -> Any:
+def on_each_device(local: Any, arrays: Any, mask: Mask, results: tuple[str, ...]) -> Any:
     """`local(*arrays, segments, window)` on every device, its rows and its heads."""
     of = {"b": tuple(mesh_axes("batch")), "h": tuple(mesh_axes("heads"))}
 

@@ -36,7 +36,8 @@ class Mask:
 
     Attributes:
       queries, keys: index of each query and key in its sequence, [#B, T] and [#B, S].
-      query_segments, key_segments: which document each belongs to; None where there is one.
+      query_segments, key_segments: which document each belongs to, its positions side by side; None
+        where there is one.
       window: how many keys a query reads at most, itself included; None reads all.
       causal: whether a query reads only keys that are not after it.
     """

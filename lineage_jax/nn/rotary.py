@@ -37,7 +37,7 @@ def partners(heads: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
     """Every component's other one: component i + K / 2 at i, and i at i + K / 2.
 
     A product with a permutation, which is exact: to cut and join within a row of 128 numbers, a TPU
-    moves them through its memory, and takes five times as long.
+    moves them through its memory, which takes longer (`experiments/LOG.md`).
     """
     width = heads.shape[-1]
     swap = jnp.asarray(np.roll(np.eye(width), width // 2, axis=1), heads.dtype)

@@ -14,7 +14,8 @@ UNSEEN = (
     "the host: reading data, saving checkpoints, the time between two steps",
     "stragglers, preemption, restarts",
     "traffic between slices, over the data-centre network",
-    "what happens inside Pallas kernels, but for the counts that they state",
+    "what happens inside Pallas kernels, but for the counts that they state and the share of the "
+    "peak that those of attention reach with heads of 128",
 )
 """What no compiler can tell."""
 

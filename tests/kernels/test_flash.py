@@ -67,6 +67,7 @@ def distance(actual, expected):
         (300, 3, 1, 24, True, "traced", False, "float32"),  # three blocks, the last one padded
         (200, 2, 1, 8, False, None, True, "float32"),
         (384, 2, 1, 8, False, None, False, "float32"),
+        (128, 2, 1, 192, True, None, True, "float32"),  # wider than a row of lanes, and uneven
         (256, 2, 1, 64, True, None, True, "bfloat16"),
     ],
 )
