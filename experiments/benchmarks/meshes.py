@@ -1,7 +1,7 @@
 """How far a mesh is from one device: `python -m experiments.benchmarks.meshes`.
 
-Eight devices on this machine's CPU, every milestone's smallest preset, random weights and tokens in
-documents of random length, float32. A table of the largest differences.
+Eight devices on this machine's CPU, every milestone's smallest preset, initial weights, random
+tokens in documents of random length, float32. A table of the largest differences.
 """
 
 import argparse

@@ -88,7 +88,7 @@ V4 = Chip(
     wraps_at=4,
     config="megacore",  # as on Cloud TPU: both cores are one device
     price=3.22,  # sky
-    kernels=flash(forward=0.58, backward=0.93),  # as v5p's: the same units
+    kernels=flash(forward=0.43, backward=0.76),
 )
 
 V5E = Chip(
@@ -117,7 +117,7 @@ V5P = Chip(
     torus_dims=3,
     wraps_at=4,
     price=4.20,  # sky
-    kernels=flash(forward=0.58, backward=0.93),
+    kernels=flash(forward=0.60, backward=0.94),
 )
 
 V6E = Chip(
@@ -145,7 +145,7 @@ TPU7X = Chip(
     torus_dims=3,
     wraps_at=4,
     devices=2,  # one for each core, with half of all this
-    kernels=flash(forward=0.24, backward=0.38),  # as v6e's
+    kernels=flash(forward=0.22, backward=0.36),
 )
 
 CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (V4, V5E, V5P, V6E, TPU7X)}

@@ -4,7 +4,9 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lineage_jax import sharding
 from lineage_jax.nn import Linear, project
+from lineage_jax.sharding import MeshConfig
 
 
 def plain(x, kernel):
@@ -111,3 +113,42 @@ def test_linear_maps_its_last_axes_and_names_them():
     params["kernel"] = nn.unbox(boxed)["kernel"]
     expected = jnp.einsum("bhk,hkmn->bmn", x, params["kernel"]) + 1.0
     assert_close(layer.apply({"params": params}, x), expected)
+
+
+def on_a_mesh(config, axes, batch):
+    """Gradients of a product on a mesh, what they are, and the compiled program."""
+    x, kernel = factors(batch, 8, 16)
+    mesh = sharding.make_mesh(config)
+    rows = NamedSharding(mesh, PartitionSpec(sharding.RULES["batch"], sharding.RULES["length"]))
+    split = PartitionSpec(*(sharding.RULES[name] for name in axes))
+    where = (rows, NamedSharding(mesh, split))
+    if x.shape[0] % mesh.shape["fsdp"]:
+        where = (NamedSharding(mesh, PartitionSpec()), where[1])
+    with sharding.use(mesh):
+        gradient = jax.grad(loss(lambda x, kernel: project(x, kernel, axes)), (0, 1))
+        jitted = jax.jit(gradient, in_shardings=where, out_shardings=where)
+        text = jitted.lower(x, kernel).compile().as_text()
+        found = jitted(*map(jax.device_put, (x, kernel), where))
+    return found, jax.grad(loss(plain), (0, 1))(x, kernel), text
+
+
+@pytest.mark.parametrize("axes", [("embed", "mlp"), ("heads", "embed")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MeshConfig(data=1, fsdp=8),
+        MeshConfig(data=2, fsdp=2, tensor=2),
+        MeshConfig(data=1, fsdp=2, context=2, tensor=2),
+        MeshConfig(data=1, fsdp=2, expert=2, context=2),
+    ],
+)
+def test_gradients_are_scattered_over_the_devices_that_share_the_kernel(config, axes):
+    found, expected, text = on_a_mesh(config, axes, (8, 6))
+    assert_close(found, expected)
+    assert "reduce-scatter" in text
+
+
+def test_rows_that_the_mesh_does_not_divide_are_summed_as_the_compiler_will():
+    found, expected, text = on_a_mesh(MeshConfig(data=1, fsdp=8), ("embed", "mlp"), (3, 6))
+    assert_close(found, expected)
+    assert "reduce-scatter" not in text
