@@ -5,6 +5,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lineage_jax.typing import Array, Float
+
+LANES = 128
+"""Numbers in a row of a TPU's vector registers."""
+
 CHUNK_BYTES = 8 * 2**20
 """Of a float32 gradient of queries that stays on the chip: half of the 16 MiB of a TPU v4."""
 
@@ -14,7 +19,7 @@ class Blocks:
     """The shape of one call, and how it is cut.
 
     Attributes:
-      batch, heads, groups, length, width: of queries [B, H, T, K] and keys [B, G, T, K].
+      batch, heads, groups, length, width: of queries [B, T, H, K] and keys [B, T, G, K].
       size: queries, and keys, in a block.
       causal: whether a query reads only keys that are not after it.
       valid: positions that are no padding.
@@ -30,6 +35,11 @@ class Blocks:
     causal: bool
     valid: int
     one_document: bool
+
+    @property
+    def aligned(self) -> bool:
+        """Whether a head fills whole rows of lanes (`stored`)."""
+        return self.width % LANES == 0
 
     @property
     def count(self) -> int:
@@ -67,3 +77,23 @@ class Blocks:
         if not self.causal:
             return some, (j + 1) * self.size <= self.valid
         return some, (j < i) & ((i - j + 1) * self.size <= window)
+
+
+def stored(heads: Float[Array, "B T H K"]) -> Float[Array, "..."]:
+    """Heads as kernels read them from memory: nothing between them and the products around.
+
+    A linear map writes a position's heads side by side, and reads them so. Where a head fills whole
+    rows of lanes, a kernel takes its columns of that: [B, T, H K]. Any other head has to be a
+    matrix of its own: [B, H, T, K].
+    """
+    batch, length, num_heads, width = heads.shape
+    if width % LANES == 0:
+        return heads.reshape(batch, length, num_heads * width)
+    return heads.swapaxes(1, 2)
+
+
+def unstored(stored: Float[Array, "..."], width: int) -> Float[Array, "B T H K"]:
+    """The heads of some width that are `stored` so."""
+    if width % LANES == 0:
+        return stored.reshape(*stored.shape[:2], -1, width)
+    return stored.swapaxes(1, 2)

@@ -9,8 +9,8 @@ import math
 
 import jax.numpy as jnp
 
-from lineage_jax.kernels.blocks import Blocks
-from lineage_jax.kernels.flash_tpu import LANES, MASKED, backward, forward
+from lineage_jax.kernels.blocks import LANES, Blocks, stored, unstored
+from lineage_jax.kernels.flash_tpu import MASKED, backward, forward
 from lineage_jax.typing import Array, Float, Int
 
 
@@ -39,8 +39,8 @@ def flash_attention(
     """
     blocks, arrays = prepared(query, keys, values, causal, window, segment_ids)
     out, log_sum = forward(blocks, *arrays, interpret=interpret)
-    length = query.shape[1]
-    return out.swapaxes(1, 2)[:, :length], log_sum[:, :, 0, :length]
+    length, width = query.shape[1], query.shape[3]
+    return unstored(out, width)[:, :length], log_sum[:, :, 0, :length]
 
 
 def flash_attention_backward(
@@ -65,9 +65,9 @@ def flash_attention_backward(
         jnp.pad(log_sum, ends, constant_values=-MASKED)[:, :, None],
         jnp.pad(inner, ends)[:, :, None],
     ]
-    given = (*arrays, heads_first(out_grad, padding), *rows)
+    given = (*arrays, padded(out_grad, padding), *rows)
     grads = backward(blocks, *given, interpret=interpret)
-    of_query, of_keys, of_values = (x.swapaxes(1, 2)[:, : query.shape[1]] for x in grads)
+    of_query, of_keys, of_values = (unstored(x, blocks.width)[:, : query.shape[1]] for x in grads)
     return of_query, of_keys, of_values
 
 
@@ -82,7 +82,7 @@ def prepared(query, keys, values, causal, window, segment_ids):
     blocks = Blocks(batch, heads, keys.shape[2], length, width, size, causal, valid, one)
     span = jnp.reshape(jnp.asarray(length if window is None else window, jnp.int32), (1,))
     places = placed(blocks, jnp.zeros((batch, valid), jnp.int32) if one else segment_ids)
-    arrays = (heads_first(x, length - valid) for x in (query, keys, values))
+    arrays = (padded(x, length - valid) for x in (query, keys, values))
     return blocks, (span, (places[:, :, None], places[:, None, :]), *arrays)
 
 
@@ -100,6 +100,6 @@ def placed(blocks: Blocks, segment_ids: Int[Array, "B N"]) -> Int[Array, "B T"]:
     return jnp.arange(length)[None] + 2 * length * jnp.cumsum(begins, axis=1, dtype=jnp.int32)
 
 
-def heads_first(x: Float[Array, "B T H K"], padding: int) -> Float[Array, "B H S K"]:
-    """Padded at the end, and the sequence innermost but one."""
-    return jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+def padded(heads: Float[Array, "B T H K"], padding: int) -> Float[Array, "..."]:
+    """As many positions more at the end, as kernels read them."""
+    return stored(jnp.pad(heads, ((0, 0), (0, padding), (0, 0), (0, 0))))

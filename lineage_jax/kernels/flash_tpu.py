@@ -8,6 +8,7 @@ or a window hides are neither fetched nor computed.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,10 +16,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.blocks import Blocks
+from lineage_jax.kernels.blocks import LANES, Blocks
 
 MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
-LANES = 128
 VMEM_BYTES = 64 * 2**20
 """Of memory on the chip that a kernel may take; a TPU v5p has so much for each core."""
 
@@ -57,8 +57,31 @@ def spread(x: Any, width: int) -> Any:
     return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
 
 
+def block_of_head(
+    blocks: Blocks, rows: int, where: Callable[..., tuple[Any, Any, Any]]
+) -> pl.BlockSpec:
+    """Positions of one head, [rows, K], of heads as they are stored.
+
+    Args:
+      blocks: of the call.
+      rows: how many.
+      where: from indices of the grid to the row of the batch, the head, and the block.
+    """
+
+    def aligned(*at):
+        n, h, i = where(*at)
+        return n, i, h
+
+    def alone(*at):
+        return *where(*at), 0
+
+    if blocks.aligned:
+        return pl.BlockSpec((None, rows, blocks.width), aligned)
+    return pl.BlockSpec((None, None, rows, blocks.width), alone)
+
+
 def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: bool):
-    """Attended values [B, H, T, K] and logarithmic sums [B, H, 1, T]."""
+    """Attended values, stored as the queries are, and logarithmic sums [B, H, 1, T]."""
     b, size, width = blocks, blocks.size, blocks.width
     scale = math.log2(math.e) / math.sqrt(width)  # for powers of two, which are what a TPU has
 
@@ -73,8 +96,8 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
             total_ref[...] = jnp.zeros_like(total_ref)
 
         def meet(masked):
-            values = values_ref[0, 0]
-            scores = product(query_ref[0, 0], keys_ref[0, 0], (1, 1)) * scale  # queries, keys
+            values = values_ref[...]
+            scores = product(query_ref[...], keys_ref[...], (1, 1)) * scale  # queries, keys
             if masked:
                 reads = visible(b, at_ref[0], key_at_ref[0], window)
                 scores = jnp.where(reads, scores, MASKED)
@@ -91,19 +114,19 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
 
         @pl.when(j == b.count - 1)
         def finish():
-            out_ref[0, 0] = (total_ref[...] / spread(sum_ref[...], width)).astype(out_ref.dtype)
+            out_ref[...] = (total_ref[...] / spread(sum_ref[...], width)).astype(out_ref.dtype)
             log_sum = largest_ref[...] * math.log(2) + jnp.log(sum_ref[...])
             log_ref[0, 0] = log_sum.T[:1]
 
     share = b.heads // b.groups
 
     def of_queries(n, h, i, j, window):
-        return n, h, i, 0
+        return n, h, i
 
     def of_keys(n, h, i, j, window):
-        return n, h // share, jnp.clip(j, *b.keys_of(i, window[0])), 0
+        return n, h // share, jnp.clip(j, *b.keys_of(i, window[0]))
 
-    block = functools.partial(pl.BlockSpec, (1, 1, size, width))
+    block = functools.partial(block_of_head, b, size)
     at = [
         pl.BlockSpec((1, size, 1), lambda n, h, i, j, window: (n, i, 0)),
         pl.BlockSpec((1, 1, size), lambda n, h, i, j, w: (n, 0, of_keys(n, h, i, j, w)[2])),
@@ -143,7 +166,7 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
 def backward(
     blocks: Blocks, window, places, query, keys, values, out_grad, log_sum, inner, *, interpret
 ):
-    """Gradients [B, H, T, K] and twice [B, G, T, K], in the types of what they are of.
+    """Gradients of queries, keys and values, stored as these are, and in their types.
 
     Scores are computed keys by queries, so that what there is one of for each query is a row.
     """
@@ -167,14 +190,14 @@ def backward(
             values_sum[...] = jnp.zeros_like(values_sum)
 
         def meet(masked):
-            query, keys, grad = query_ref[0, 0], keys_ref[0, 0], grad_ref[0, 0]
+            query, keys, grad = query_ref[...], keys_ref[...], grad_ref[...]
             scores = product(keys, query, (1, 1)) * (scale * log2_e)  # keys, queries
             if masked:
                 reads = visible(b, at_ref[0], key_at_ref[0], window)
                 scores = jnp.where(reads, scores, MASKED)
             weights = jnp.exp2(scores - log_ref[0, 0] * log2_e)
             values_sum[...] += product(weights.astype(grad.dtype), grad, (1, 0))
-            of_weights = product(values_ref[0, 0], grad, (1, 1))
+            of_weights = product(values_ref[...], grad, (1, 1))
             of_scores = (weights * (of_weights - inner_ref[0, 0])).astype(query.dtype)
             keys_sum[...] += product(of_scores, query, (1, 0))
             here = pl.ds(pl.multiple_of(step * size, size), size)
@@ -184,12 +207,12 @@ def backward(
 
         @pl.when(step == chunk - 1)
         def finish_keys():
-            of_keys_ref[0, 0, 0] = (keys_sum[...] * scale).astype(of_keys_ref.dtype)
-            of_values_ref[0, 0, 0] = values_sum[...].astype(of_values_ref.dtype)
+            of_keys_ref[...] = (keys_sum[...] * scale).astype(of_keys_ref.dtype)
+            of_values_ref[...] = values_sum[...].astype(of_values_ref.dtype)
 
         @pl.when((j == b.count - 1) & (step == chunk - 1))
         def finish_chunk():
-            of_query_ref[0, 0] = (query_sum[...] * scale).astype(of_query_ref.dtype)
+            of_query_ref[...] = (query_sum[...] * scale).astype(of_query_ref.dtype)
 
     def read(c, j, step, window):
         first, last = b.queries_of(j, window[0])
@@ -197,22 +220,28 @@ def backward(
         return jnp.clip(here, c * chunk, c * chunk + chunk - 1)
 
     def of_queries(n, h, c, j, step, window):
-        return n, h, read(c, j, step, window), 0
+        return n, h, read(c, j, step, window)
 
     def of_keys(n, h, c, j, step, window):
-        return n, h // share, j, 0
+        return n, h // share, j
+
+    def of_chunk(n, h, c, j, step, window):
+        return n, h, c
+
+    def of_part(n, h, c, j, step, window):
+        return n * chunks + c, h, j
 
     def by_row(n, h, c, j, step, window):
         return n, h, 0, read(c, j, step, window)
 
-    block = functools.partial(pl.BlockSpec, (1, 1, size, width))
+    block = functools.partial(block_of_head, b, size)
     row = pl.BlockSpec((1, 1, 1, size), by_row)
     at = [
         pl.BlockSpec((1, 1, size), lambda n, h, c, j, step, w: (n, 0, read(c, j, step, w))),
         pl.BlockSpec((1, size, 1), lambda n, h, c, j, step, w: (n, j, 0)),
     ]
-    summed = pl.BlockSpec((1, 1, 1, size, width), lambda n, h, c, j, step, w: (n, h, c, j, 0))
-    parts = (b.batch, b.heads, chunks, b.length, width)
+    # Of each head of queries, and each chunk of them: what one head of keys and values is read by.
+    parts = (b.batch * chunks, *query.shape[1:])
     part_type = keys.dtype if share * chunks == 1 else jnp.float32
     scores = b.batch * b.heads * b.pairs * size**2
     of_query, of_keys_, of_values = pl.pallas_call(
@@ -225,10 +254,8 @@ def backward(
                 *(block(of_queries), row, row),
             ],
             out_specs=[
-                pl.BlockSpec(
-                    (1, 1, chunk * size, width), lambda n, h, c, j, step, window: (n, h, c, 0)
-                ),
-                *(summed, summed),
+                block_of_head(b, chunk * size, of_chunk),
+                *(block(of_part), block(of_part)),
             ],
             scratch_shapes=[
                 pltpu.VMEM((chunk * size, width), jnp.float32),
@@ -251,8 +278,11 @@ def backward(
     )(window, *places[::-1], query, keys, values, out_grad, log_sum, inner)
 
     def whole(x: Any, like: Any) -> Any:
-        x = x.reshape(b.batch, b.groups, share * chunks, b.length, width)
-        return x.sum(2).astype(like.dtype)
+        if b.aligned:
+            x = x.reshape(b.batch, chunks, b.length, b.groups, share, width).sum((1, 4))
+        else:
+            x = x.reshape(b.batch, chunks, b.groups, share, b.length, width).sum((1, 3))
+        return x.reshape(like.shape).astype(like.dtype)
 
     return of_query, whole(of_keys_, keys), whole(of_values, values)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from lineage_jax.nn.fused import ATTENDED, fused_attention
+from lineage_jax.nn.fused import ATTENDED, fused_attention, heads_named
 from lineage_jax.nn.linear import Linear
 from lineage_jax.nn.masks import Mask
 from lineage_jax.nn.norms import without_ones
@@ -80,11 +80,6 @@ def attend(
         return fused_attention(query, keys, values, mask)
     out = dot_product_attention(query, keys, values, mask.dense(), dropout)
     return checkpoint_name(out, ATTENDED)
-
-
-def heads_named(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
-    """The same, to be saved as kernels read it: a head's positions side by side."""
-    return checkpoint_name(x.swapaxes(1, 2), HEADS).swapaxes(1, 2)
 
 
 class KVCache(NamedTuple):
@@ -165,7 +160,7 @@ class Attention(nn.Module):
         values = heads("value", self.num_kv_heads, "kv_heads")  # B T G K
         if self.place is not None:
             query, keys = self.place(query, positions), self.place(keys, positions)
-        query, keys, values = (heads_named(x) for x in (query, keys, values))
+        query, keys, values = (heads_named(x, HEADS) for x in (query, keys, values))
         if cache is not None:
             cache = cache.write(positions, keys, values)
             keys, values = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)

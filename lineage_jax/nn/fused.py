@@ -5,15 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec as P
 
-from lineage_jax.kernels.flash import flash_attention, flash_attention_backward
+from lineage_jax.kernels import flash_attention, flash_attention_backward, stored, unstored
 from lineage_jax.nn.masks import Mask
-from lineage_jax.nn.split import mesh_axes, platform, undivided
-from lineage_jax.typing import Array, Float
+from lineage_jax.nn.split import on_each_device, platform
+from lineage_jax.typing import Array, Float, Int
 
 ATTENDED = "attended"
 """What a policy of `jax.checkpoint` calls the results of attention that its gradient needs."""
+
+# Logical names of the axes of heads [B, T, H, K], sums [B, H, T] and documents [B, T].
+HEADS, SUMS, ROWS = ("batch", None, "heads", None), ("batch", "heads", None), ("batch", None)
 
 
 @jax.custom_vjp
@@ -39,22 +41,23 @@ def _forward(query, keys, values, mask):
     def local(query, keys, values, segments, window):
         return flash_attention(query, keys, values, **options(mask, segments, window))
 
-    arrays = (query, keys, values)
-    out, log_sum = on_each_device(local, arrays, mask, ("bthk", "bht"))
+    given = (query, keys, values, segments_of(mask, query), mask.window)
+    out, log_sum = on_each_device(local, given, (HEADS, HEADS, HEADS, ROWS, ()), (HEADS, SUMS))
     # Saved one without the other, the kernel would be run again for the other.
-    out, log_sum = checkpoint_name(out, ATTENDED), checkpoint_name(log_sum, ATTENDED)
+    out, log_sum = heads_named(out, ATTENDED), checkpoint_name(log_sum, ATTENDED)
     return out, (query, keys, values, mask, out, log_sum)
 
 
 def _backward(saved, out_grad):
     query, keys, values, mask, out, log_sum = saved
 
-    def local(query, keys, values, out, out_grad, log_sum, segments, window):
+    def local(query, keys, values, out, log_sum, out_grad, segments, window):
         arrays = (query, keys, values, out, log_sum, out_grad)
         return flash_attention_backward(*arrays, **options(mask, segments, window))
 
-    arrays = (query, keys, values, out, out_grad, log_sum)
-    return (*on_each_device(local, arrays, mask, ("bthk",) * 3), None)
+    given = (query, keys, values, out, log_sum, out_grad, segments_of(mask, query), mask.window)
+    takes = (*(HEADS,) * 4, SUMS, HEADS, ROWS, ())
+    return (*on_each_device(local, given, takes, (HEADS,) * 3), None)
 
 
 fused_attention.defvjp(_forward, _backward)
@@ -70,25 +73,13 @@ def options(mask: Mask, segments: Any, window: Any) -> dict[str, Any]:
     )
 
 
-def on_each_device(local: Any, arrays: Any, mask: Mask, results: tuple[str, ...]) -> Any:
-    """`local(*arrays, segments, window)` on every device, its rows and its heads."""
-    of = {"b": tuple(mesh_axes("batch")), "h": tuple(mesh_axes("heads"))}
+def segments_of(mask: Mask, query: Float[Array, "B T H K"]) -> Int[Array, "B T"] | None:
+    """The document of each position of each row, if they are told."""
+    if mask.query_segments is None:
+        return None
+    return jnp.broadcast_to(mask.query_segments, query.shape[:2])
 
-    def spec(axes: str) -> P:
-        return P(*(of.get(axis) for axis in axes))
 
-    segments = mask.query_segments
-    if segments is not None:
-        segments = jnp.broadcast_to(segments, arrays[0].shape[:2])
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = set(mesh.axis_names) - set(mesh.manual_axes)
-    if not axes:
-        return local(*arrays, segments, mask.window)
-    mapped = jax.shard_map(
-        local,
-        in_specs=(*(spec({4: "bthk", 3: "bht"}[x.ndim]) for x in arrays), spec("bt"), P()),
-        out_specs=tuple(map(spec, results)),
-        axis_names=axes,  # all: the compiler splits no kernel by itself
-        check_vma=False,
-    )
-    return undivided(mapped)(*arrays, segments, mask.window)
+def heads_named(heads: Float[Array, "B T H K"], name: str) -> Float[Array, "B T H K"]:
+    """The same, which a policy of `jax.checkpoint` saves, by that name, as kernels read them."""
+    return unstored(checkpoint_name(stored(heads), name), heads.shape[-1])

@@ -1,10 +1,17 @@
 """Positions as rotations: the score of a query and a key depends on their distance alone."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lineage_jax.kernels import turn, turnable
+from lineage_jax.nn.split import mesh_axes, on_each_device, platform
 from lineage_jax.typing import Array, Float, Int
+
+# Logical names of the axes of heads [B, T, H, K], and of what there is for each position.
+HEADS, PLACES = ("batch", "length", "heads", None), ("batch", "length", None)
 
 
 def rotate(
@@ -22,21 +29,29 @@ def rotate(
       positions: of each token.
       base: 10 000 in the paper.
     """
-    half = heads.shape[-1] // 2
+    straight, across = angles(positions, heads.shape[-1], base)
+    if platform() == "tpu" and comes_in_blocks(heads):
+        return turned(heads, straight, across)
+    exact, other = heads.astype(jnp.float32), partners(heads).astype(jnp.float32)
+    return (exact * straight[:, :, None] + other * across[:, :, None]).astype(heads.dtype)
+
+
+def angles(
+    positions: Int[Array, "#B T"], width: int, base: float
+) -> tuple[Float[Array, "#B T K"], Float[Array, "#B T K"]]:
+    """What each component is multiplied by, and what its partner is, before they are added."""
+    half = width // 2
     rates = jnp.asarray(base ** -(np.arange(half) / half), jnp.float32)
-    angles = positions[..., None, None].astype(jnp.float32) * rates.reshape(1, 1, 1, half)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)  # B T 1 K/2
-    straight = jnp.concatenate((cos, cos), axis=-1)
-    across = jnp.concatenate((-sin, sin), axis=-1)
-    exact = heads.astype(jnp.float32)
-    return (exact * straight + partners(heads).astype(jnp.float32) * across).astype(heads.dtype)
+    turns = positions[..., None].astype(jnp.float32) * rates.reshape(1, 1, half)
+    cos, sin = jnp.cos(turns), jnp.sin(turns)  # B T K/2
+    return jnp.concatenate((cos, cos), axis=-1), jnp.concatenate((-sin, sin), axis=-1)
 
 
 @jax.custom_vjp
 def partners(heads: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
     """Every component's other one: component i + K / 2 at i, and i at i + K / 2.
 
-    A product with a permutation, which is exact: to cut and join within a row of 128 numbers, a TPU
+    A product with a permutation, which is exact: to cut and join within a row of numbers, a TPU
     moves them through its memory, which takes longer (`experiments/LOG.md`).
     """
     width = heads.shape[-1]
@@ -45,3 +60,33 @@ def partners(heads: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
 
 
 partners.defvjp(lambda heads: (partners(heads), None), lambda _, grad: (partners(grad),))
+
+
+def comes_in_blocks(heads: Float[Array, "B T H K"]) -> bool:
+    """Whether the mesh divides heads into such as the kernel takes."""
+    rows, columns, groups = (math.prod(mesh_axes(name).values()) for name in HEADS[:3])
+    batch, length, num_heads, width = heads.shape
+    divided = batch % rows == length % columns == num_heads % groups == 0
+    return divided and turnable(length // columns, width)
+
+
+@jax.custom_vjp
+def turned(
+    heads: Float[Array, "B T H K"], straight: Float[Array, "#B T K"], across: Float[Array, "#B T K"]
+) -> Float[Array, "B T H K"]:
+    """heads * straight + partners * across, by a kernel on each device."""
+    angles = (jnp.broadcast_to(x, (heads.shape[0], *x.shape[1:])) for x in (straight, across))
+
+    def local(heads, straight, across):
+        return (turn(heads, straight, across, interpret=platform() != "tpu"),)
+
+    return on_each_device(local, (heads, *angles), (HEADS, PLACES, PLACES), (HEADS,))[0]
+
+
+def turned_back(angles, grad):
+    """The gradient: turned as far the other way. Angles are made of integers, and have none."""
+    straight, across = angles
+    return turned(grad, straight, -across), None, None
+
+
+turned.defvjp(lambda heads, *angles: (turned(heads, *angles), angles), turned_back)

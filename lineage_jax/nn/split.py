@@ -5,11 +5,12 @@ Models say nothing of this; the layers that do their work differently when it is
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
 
 def mesh_axes(name: str) -> dict[str, int]:
@@ -76,3 +77,34 @@ def undivided(function: Callable[..., Any]) -> Callable[..., Any]:
         return out, jax.tree.map(lambda _: True, out)
 
     return opaque
+
+
+def on_each_device(
+    function: Callable[..., tuple[Any, ...]],
+    arguments: Sequence[Any],
+    takes: Sequence[Sequence[str | None]],
+    gives: Sequence[Sequence[str | None]],
+) -> tuple[Any, ...]:
+    """`function(*arguments)` on every device, for its part of them: no compiler splits a kernel.
+
+    Args:
+      function: to several arrays, of which no part needs another.
+      arguments: whose axes the mesh divides.
+      takes, gives: logical names of the axes of each argument and result.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not axes:
+        return function(*arguments)
+
+    def spec(names: Sequence[str | None]) -> P:
+        return P(*(tuple(mesh_axes(name)) if name else None for name in names))
+
+    mapped = jax.shard_map(
+        function,
+        in_specs=tuple(map(spec, takes)),
+        out_specs=tuple(map(spec, gives)),
+        axis_names=axes,
+        check_vma=False,
+    )
+    return undivided(mapped)(*arguments)

@@ -68,6 +68,8 @@ def distance(actual, expected):
         (200, 2, 1, 8, False, None, True, "float32"),
         (384, 2, 1, 8, False, None, False, "float32"),
         (128, 2, 1, 192, True, None, True, "float32"),  # wider than a row of lanes, and uneven
+        (300, 4, 2, 128, True, None, True, "float32"),  # columns of positions' heads
+        (256, 2, 2, 128, True, 70, False, "float32"),
         (256, 2, 1, 64, True, None, True, "bfloat16"),
     ],
 )

@@ -1,11 +1,16 @@
 """Rotated heads are complex numbers turned, and their products know distance alone."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lineage_jax.nn import rotate
+from lineage_jax import sharding
+from lineage_jax.nn import rotary, rotate
+from lineage_jax.sharding import MeshConfig
+from tests.nn.closeness import assert_same
 
 ROWS, LENGTH, HEADS = 2, 7, 3
 
@@ -31,6 +36,40 @@ def test_each_pair_is_a_complex_number_that_turns(head_dim, base):
     found = jax.jit(rotate, static_argnums=2)(heads, positions, base)
     # An angle below 128 is rounded to 2^-18 of a radian; components are below 4.
     np.testing.assert_allclose(found, turned(heads, positions, base), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shape"),
+    [
+        (None, (2, 128, 3, 128)),
+        (MeshConfig(data=1, fsdp=2, tensor=2), (2, 384, 6, 128)),
+        (MeshConfig(data=1, context=2, tensor=2), (1, 256, 20, 256)),
+    ],
+)
+def test_the_kernel_turns_heads_and_gradients_as_everywhere_else(mesh, shape):
+    heads, grad = jax.random.normal(jax.random.key(0), (2, *shape))
+    positions = jax.random.randint(jax.random.key(1), shape[:2], 0, 100)
+
+    def results(rotate):
+        turned, back = jax.vjp(rotate, heads)
+        return turned, *back(grad)
+
+    def by_kernel(heads):
+        assert rotary.comes_in_blocks(heads)
+        return rotary.turned(heads, *rotary.angles(positions, shape[-1], 10_000.0))
+
+    expected = jax.jit(results, static_argnums=0)(lambda heads: rotate(heads, positions, 10_000.0))
+    place = contextlib.nullcontext()
+    if mesh is not None:
+        place = sharding.use(sharding.make_mesh(mesh, jax.devices()[:4]))
+    with place:
+        assert_same(jax.jit(results, static_argnums=0)(by_kernel), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 128, 3, 64), (2, 130, 3, 128), (3, 128, 3, 128)])
+def test_other_heads_are_not_for_the_kernel(shape):
+    with sharding.use(sharding.make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])):
+        assert not rotary.comes_in_blocks(jnp.zeros(shape))
 
 
 def test_far_positions_turn_by_their_angle_as_float32_has_it():

@@ -11,11 +11,13 @@ from lineage_jax.train import runs
 
 pytestmark = pytest.mark.slow
 
-FEW = (  # noqa: SIM905
-    "--train.num-steps 16 --train.eval-every 16 --train.log-every 4 --data.heldout-fraction 0.05"
+LAST = 60
+FEW = (
+    f"--train.num-steps {LAST} --train.eval-every {LAST} --train.log-every 4 "
+    "--data.heldout-fraction 0.05"
 ).split()
 EVERY = 4  # steps between two checkpoints, as conftest.py has them
-SLOW = {"slow_data": 0.3}  # a SIGTERM is heard of, and agreed on, within two seconds
+SLOW = {"slow_data": 0.3}  # so that a SIGTERM is heard of and agreed on long before the last step
 UNREADABLE = "the batch of step 2 cannot be read"
 HOST = socket.gethostname()
 PATIENCE = 240  # seconds that nothing here takes, on a machine that is not busy
@@ -117,12 +119,18 @@ def test_a_sigterm_of_either_saves_the_same_step_of_both_and_they_go_on_as_one(
             assert run.codes() == [75, 75]
         status = runs.read_status(folder)
         assert (status.status, status.step) == ("preempted", last_saved(folder))
-        assert status.step < 16
+        assert status.step < LAST
     with Run(start, folder, 2, 4) as run:
         assert run.codes() == [0, 0]
     assert_same_losses(folder, alone)
     assert runs.read_status(folder).status == "finished"
-    for told_once in ("resumed from step", "compiling", "gpt 16/16", "step 16: ", "finished 16"):
+    for told_once in (
+        "resumed from step",
+        "compiling",
+        f"gpt {LAST}/{LAST}",
+        f"step {LAST}: ",
+        f"finished {LAST}",
+    ):
         assert run[0].said.count(told_once) == 1
         assert told_once not in run[1].said
 
@@ -143,7 +151,7 @@ def test_a_process_that_is_killed_ends_the_others_and_any_number_go_on(tmp_path,
         if killed:
             status = runs.read_status(folder)
             assert (status.status, f"process {killed} " in status.why) == ("failed", True)
-        assert last_saved(folder) < 16
+        assert last_saved(folder) < LAST
     with Run(start, folder, 1, 8) as run:
         assert run.codes() == [0]
     assert "resumed from step" in run[0].said

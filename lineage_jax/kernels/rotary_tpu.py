@@ -1,0 +1,62 @@
+"""The kernel that turns pairs of components on a TPU: heads are read once, and written once."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lineage_jax.kernels.blocks import LANES, stored, unstored
+from lineage_jax.typing import Array, Float
+
+ROWS, HEADS = 512, 8
+"""Positions, and heads, of a block at most: one MiB of 128 numbers in bfloat16."""
+
+
+def turnable(length: int, width: int) -> bool:
+    """Whether heads of that width, at so many positions, are blocks that `turn` takes."""
+    return length % LANES == 0 and width % LANES == 0
+
+
+def turn(
+    heads: Float[Array, "B T H K"],
+    cos: Float[Array, "B T K"],
+    sin: Float[Array, "B T K"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B T H K"]:
+    """heads * cos + partners * sin, where components i and i + K / 2 are partners.
+
+    Args:
+      heads: of a length and width that are `turnable`.
+      cos, sin: in float32, as the result is computed.
+      interpret: computes on any device, slowly, as a TPU would.
+    """
+    batch, length, num_heads, width = heads.shape
+    rows = next(n for n in (ROWS, 256, 128) if length % n == 0)
+    share = max(n for n in range(1, HEADS + 1) if num_heads % n == 0)
+
+    def kernel(heads_ref, cos_ref, sin_ref, out_ref):
+        for h in range(share):
+            here = pl.ds(h * width, width)
+            head = heads_ref[:, here].astype(jnp.float32)
+            turned = head * cos_ref[...] + pltpu.roll(head, width // 2, 1) * sin_ref[...]
+            out_ref[:, here] = turned.astype(out_ref.dtype)
+
+    block = pl.BlockSpec((None, rows, share * width), lambda n, i, h: (n, i, h))
+    angles = pl.BlockSpec((None, rows, width), lambda n, i, h: (n, i, 0))
+    out = pl.pallas_call(
+        kernel,
+        grid=(batch, length // rows, num_heads // share),  # angles stay for all heads
+        in_specs=[block, angles, angles],
+        out_specs=block,
+        out_shape=jax.ShapeDtypeStruct((batch, length, num_heads * width), heads.dtype),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=(pltpu.PARALLEL,) * 3),
+        cost_estimate=pl.CostEstimate(
+            flops=3 * heads.size,
+            transcendentals=0,
+            bytes_accessed=2 * heads.nbytes + cos.nbytes + sin.nbytes,
+        ),
+        name="turn",
+        interpret=interpret,
+    )(stored(heads), cos, sin)
+    return unstored(out, width)
