@@ -1,7 +1,15 @@
 """Attention in Pallas: what an accelerator computes faster than its compiler would write it."""
 
-from lineage_jax.kernels.blocks import stored, unstored
+from lineage_jax.kernels.blocks import LANES, stored, unstored
 from lineage_jax.kernels.flash import flash_attention, flash_attention_backward
 from lineage_jax.kernels.rotary_tpu import turn, turnable
 
-__all__ = ["flash_attention", "flash_attention_backward", "stored", "turn", "turnable", "unstored"]
+__all__ = [
+    "LANES",
+    "flash_attention",
+    "flash_attention_backward",
+    "stored",
+    "turn",
+    "turnable",
+    "unstored",
+]

@@ -10,7 +10,7 @@ import math
 import jax.numpy as jnp
 
 from lineage_jax.kernels.blocks import LANES, Blocks, stored, unstored
-from lineage_jax.kernels.flash_tpu import MASKED, backward, forward
+from lineage_jax.kernels.flash_tpu import MASKED, backward, forward, inner_products
 from lineage_jax.typing import Array, Float, Int
 
 
@@ -59,13 +59,11 @@ def flash_attention_backward(
     """The gradients of queries, keys and values, from what `flash_attention` took and returned."""
     blocks, arrays = prepared(query, keys, values, causal, window, segment_ids)
     padding = blocks.length - query.shape[1]
-    inner = jnp.einsum("bthk,bthk->bht", out_grad, out, preferred_element_type=jnp.float32)
+    out, out_grad = padded(out, padding), padded(out_grad, padding)
+    inner = inner_products(blocks, out, out_grad, interpret=interpret)
     ends = ((0, 0), (0, 0), (0, padding))
-    rows = [  # padding has no weights
-        jnp.pad(log_sum, ends, constant_values=-MASKED)[:, :, None],
-        jnp.pad(inner, ends)[:, :, None],
-    ]
-    given = (*arrays, padded(out_grad, padding), *rows)
+    log_sum = jnp.pad(log_sum, ends, constant_values=-MASKED)  # padding has no weights
+    given = (*arrays, out_grad, log_sum[:, :, None], inner)
     grads = backward(blocks, *given, interpret=interpret)
     of_query, of_keys, of_values = (unstored(x, blocks.width)[:, : query.shape[1]] for x in grads)
     return of_query, of_keys, of_values

@@ -163,6 +163,31 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
     )(window, *places, query, keys, values)
 
 
+def inner_products(blocks: Blocks, out, out_grad, *, interpret: bool):
+    """Of each position's attended values and their gradient, for each head, [B, H, 1, T]."""
+    b = blocks
+
+    def kernel(out_ref, grad_ref, inner_ref):
+        products = out_ref[...].astype(jnp.float32) * grad_ref[...].astype(jnp.float32)
+        sums = products.sum(1, keepdims=True)
+        inner_ref[0, 0] = jnp.broadcast_to(sums, (b.size, LANES)).T[:1]
+
+    block = block_of_head(b, b.size, lambda n, h, i: (n, h, i))
+    return pl.pallas_call(
+        kernel,
+        grid=(b.batch, b.heads, b.count),
+        in_specs=[block, block],
+        out_specs=pl.BlockSpec((1, 1, 1, b.size), lambda n, h, i: (n, h, 0, i)),
+        out_shape=jax.ShapeDtypeStruct((b.batch, b.heads, 1, b.length), jnp.float32),
+        compiler_params=compiler_params(3, 0),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * out.size, transcendentals=0, bytes_accessed=out.nbytes + out_grad.nbytes
+        ),
+        name="inner_products",
+        interpret=interpret,
+    )(out, out_grad)
+
+
 def backward(
     blocks: Blocks, window, places, query, keys, values, out_grad, log_sum, inner, *, interpret
 ):

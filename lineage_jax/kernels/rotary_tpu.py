@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.blocks import LANES, stored, unstored
+from lineage_jax.kernels.blocks import LANES
 from lineage_jax.typing import Array, Float
 
 ROWS, HEADS = 512, 8
@@ -18,20 +18,22 @@ def turnable(length: int, width: int) -> bool:
 
 
 def turn(
-    heads: Float[Array, "B T H K"],
+    heads: Float[Array, "B T HK"],
     cos: Float[Array, "B T K"],
     sin: Float[Array, "B T K"],
     *,
     interpret: bool = False,
-) -> Float[Array, "B T H K"]:
+) -> Float[Array, "B T HK"]:
     """heads * cos + partners * sin, where components i and i + K / 2 are partners.
 
     Args:
-      heads: of a length and width that are `turnable`.
+      heads: side by side (`stored`), of a length and width K that are `turnable`.
       cos, sin: in float32, as the result is computed.
       interpret: computes on any device, slowly, as a TPU would.
     """
-    batch, length, num_heads, width = heads.shape
+    batch, length, _ = heads.shape
+    width = cos.shape[-1]
+    num_heads = heads.shape[-1] // width
     rows = next(n for n in (ROWS, 256, 128) if length % n == 0)
     share = max(n for n in range(1, HEADS + 1) if num_heads % n == 0)
 
@@ -44,12 +46,12 @@ def turn(
 
     block = pl.BlockSpec((None, rows, share * width), lambda n, i, h: (n, i, h))
     angles = pl.BlockSpec((None, rows, width), lambda n, i, h: (n, i, 0))
-    out = pl.pallas_call(
+    return pl.pallas_call(
         kernel,
         grid=(batch, length // rows, num_heads // share),  # angles stay for all heads
         in_specs=[block, angles, angles],
         out_specs=block,
-        out_shape=jax.ShapeDtypeStruct((batch, length, num_heads * width), heads.dtype),
+        out_shape=jax.ShapeDtypeStruct(heads.shape, heads.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=(pltpu.PARALLEL,) * 3),
         cost_estimate=pl.CostEstimate(
             flops=3 * heads.size,
@@ -58,5 +60,4 @@ def turn(
         ),
         name="turn",
         interpret=interpret,
-    )(stored(heads), cos, sin)
-    return unstored(out, width)
+    )(heads, cos, sin)

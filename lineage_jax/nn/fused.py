@@ -1,5 +1,6 @@
 """Attention by one kernel, on each device of a mesh for its own rows and heads."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,14 +9,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lineage_jax.kernels import flash_attention, flash_attention_backward, stored, unstored
 from lineage_jax.nn.masks import Mask
-from lineage_jax.nn.split import on_each_device, platform
+from lineage_jax.nn.split import on_each_device, platform, stored_axes
 from lineage_jax.typing import Array, Float, Int
 
 ATTENDED = "attended"
 """What a policy of `jax.checkpoint` calls the results of attention that its gradient needs."""
 
-# Logical names of the axes of heads [B, T, H, K], sums [B, H, T] and documents [B, T].
-HEADS, SUMS, ROWS = ("batch", None, "heads", None), ("batch", "heads", None), ("batch", None)
+# Logical names of the axes of sums [B, H, T] and of documents [B, T].
+SUMS, ROWS = ("batch", "heads", None), ("batch", None)
 
 
 @jax.custom_vjp
@@ -38,26 +39,33 @@ def fused_attention(
 
 
 def _forward(query, keys, values, mask):
-    def local(query, keys, values, segments, window):
-        return flash_attention(query, keys, values, **options(mask, segments, window))
+    width, heads = query.shape[-1], stored_axes(query.shape[-1])
 
-    given = (query, keys, values, segments_of(mask, query), mask.window)
-    out, log_sum = on_each_device(local, given, (HEADS, HEADS, HEADS, ROWS, ()), (HEADS, SUMS))
+    def local(query, keys, values, segments, window):
+        arrays = (unstored(x, width) for x in (query, keys, values))
+        out, log_sum = flash_attention(*arrays, **options(mask, segments, window))
+        return stored(out), log_sum
+
+    given = (*map(stored, (query, keys, values)), segments_of(mask, query), mask.window)
+    out, log_sum = on_each_device(local, given, (*(heads,) * 3, ROWS, ()), (heads, SUMS))
     # Saved one without the other, the kernel would be run again for the other.
-    out, log_sum = heads_named(out, ATTENDED), checkpoint_name(log_sum, ATTENDED)
+    out, log_sum = heads_named(unstored(out, width), ATTENDED), checkpoint_name(log_sum, ATTENDED)
     return out, (query, keys, values, mask, out, log_sum)
 
 
 def _backward(saved, out_grad):
     query, keys, values, mask, out, log_sum = saved
+    width, heads = query.shape[-1], stored_axes(query.shape[-1])
 
-    def local(query, keys, values, out, log_sum, out_grad, segments, window):
-        arrays = (query, keys, values, out, log_sum, out_grad)
-        return flash_attention_backward(*arrays, **options(mask, segments, window))
+    def local(query, keys, values, out, out_grad, log_sum, segments, window):
+        *arrays, grad = (unstored(x, width) for x in (query, keys, values, out, out_grad))
+        kind = options(mask, segments, window)
+        return tuple(map(stored, flash_attention_backward(*arrays, log_sum, grad, **kind)))
 
-    given = (query, keys, values, out, log_sum, out_grad, segments_of(mask, query), mask.window)
-    takes = (*(HEADS,) * 4, SUMS, HEADS, ROWS, ())
-    return (*on_each_device(local, given, takes, (HEADS,) * 3), None)
+    arrays = map(stored, (query, keys, values, out, out_grad))
+    given = (*arrays, log_sum, segments_of(mask, query), mask.window)
+    grads = on_each_device(local, given, (*(heads,) * 5, SUMS, ROWS, ()), (heads,) * 3)
+    return (*(unstored(grad, width) for grad in grads), None)
 
 
 fused_attention.defvjp(_forward, _backward)
@@ -80,6 +88,17 @@ def segments_of(mask: Mask, query: Float[Array, "B T H K"]) -> Int[Array, "B T"]
     return jnp.broadcast_to(mask.query_segments, query.shape[:2])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def heads_named(heads: Float[Array, "B T H K"], name: str) -> Float[Array, "B T H K"]:
     """The same, which a policy of `jax.checkpoint` saves, by that name, as kernels read them."""
-    return unstored(checkpoint_name(stored(heads), name), heads.shape[-1])
+    return heads
+
+
+def _named(heads, name):
+    # As integers: of what is saved as a float jax makes another copy, rounded to its own precision.
+    bits = jax.lax.bitcast_convert_type(stored(heads), f"uint{8 * heads.dtype.itemsize}")
+    saved = jax.lax.bitcast_convert_type(checkpoint_name(bits, name), heads.dtype)
+    return unstored(saved, heads.shape[-1]), None
+
+
+heads_named.defvjp(_named, lambda name, _, grad: (grad,))

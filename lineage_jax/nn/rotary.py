@@ -6,12 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lineage_jax.kernels import turn, turnable
-from lineage_jax.nn.split import mesh_axes, on_each_device, platform
+from lineage_jax.kernels import stored, turn, turnable, unstored
+from lineage_jax.nn.split import mesh_axes, on_each_device, platform, stored_axes
 from lineage_jax.typing import Array, Float, Int
-
-# Logical names of the axes of heads [B, T, H, K], and of what there is for each position.
-HEADS, PLACES = ("batch", "length", "heads", None), ("batch", "length", None)
 
 
 def rotate(
@@ -64,7 +61,9 @@ partners.defvjp(lambda heads: (partners(heads), None), lambda _, grad: (partners
 
 def comes_in_blocks(heads: Float[Array, "B T H K"]) -> bool:
     """Whether the mesh divides heads into such as the kernel takes."""
-    rows, columns, groups = (math.prod(mesh_axes(name).values()) for name in HEADS[:3])
+    rows, columns, groups = (
+        math.prod(mesh_axes(name).values()) for name in ("batch", "length", "heads")
+    )
     batch, length, num_heads, width = heads.shape
     divided = batch % rows == length % columns == num_heads % groups == 0
     return divided and turnable(length // columns, width)
@@ -75,12 +74,15 @@ def turned(
     heads: Float[Array, "B T H K"], straight: Float[Array, "#B T K"], across: Float[Array, "#B T K"]
 ) -> Float[Array, "B T H K"]:
     """heads * straight + partners * across, by a kernel on each device."""
-    angles = (jnp.broadcast_to(x, (heads.shape[0], *x.shape[1:])) for x in (straight, across))
+    tables = (jnp.broadcast_to(x, (heads.shape[0], *x.shape[1:])) for x in (straight, across))
+    width, axes, places = heads.shape[-1], stored_axes(heads.shape[-1]), ("batch", "length", None)
 
     def local(heads, straight, across):
         return (turn(heads, straight, across, interpret=platform() != "tpu"),)
 
-    return on_each_device(local, (heads, *angles), (HEADS, PLACES, PLACES), (HEADS,))[0]
+    given = (stored(heads), *tables)
+    (out,) = on_each_device(local, given, (axes, places, places), (axes,))
+    return unstored(out, width)
 
 
 def turned_back(angles, grad):

@@ -12,6 +12,8 @@ import jax
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
+from lineage_jax.kernels import LANES
+
 
 def mesh_axes(name: str) -> dict[str, int]:
     """The mesh axes over which a logical axis is split here, and their extents.
@@ -108,3 +110,10 @@ def on_each_device(
         check_vma=False,
     )
     return undivided(mapped)(*arguments)
+
+
+def stored_axes(width: int) -> tuple[str | None, ...]:
+    """Logical names of the axes of heads of that width as `lineage_jax.kernels.stored` has them."""
+    if width % LANES == 0:
+        return ("batch", "length", "heads")
+    return ("batch", "heads", "length", None)
