@@ -49,7 +49,7 @@ def _forward(query, keys, values, mask):
     given = (*map(stored, (query, keys, values)), segments_of(mask, query), mask.window)
     out, log_sum = on_each_device(local, given, (*(heads,) * 3, ROWS, ()), (heads, SUMS))
     # Saved one without the other, the kernel would be run again for the other.
-    out, log_sum = heads_named(unstored(out, width), ATTENDED), checkpoint_name(log_sum, ATTENDED)
+    out, log_sum = bits_named(unstored(out, width), ATTENDED), checkpoint_name(log_sum, ATTENDED)
     return out, (query, keys, values, mask, out, log_sum)
 
 
@@ -94,11 +94,16 @@ def heads_named(heads: Float[Array, "B T H K"], name: str) -> Float[Array, "B T 
     return heads
 
 
-def _named(heads, name):
-    # As integers: of what is saved as a float jax makes another copy, rounded to its own precision.
+def bits_named(heads: Float[Array, "B T H K"], name: str) -> Float[Array, "B T H K"]:
+    """The same for what has no gradient of its own to pass on: named as integers.
+
+    Of what is saved as floats jax makes a copy that is rounded to their own precision.
+    """
     bits = jax.lax.bitcast_convert_type(stored(heads), f"uint{8 * heads.dtype.itemsize}")
     saved = jax.lax.bitcast_convert_type(checkpoint_name(bits, name), heads.dtype)
-    return unstored(saved, heads.shape[-1]), None
+    return unstored(saved, heads.shape[-1])
 
 
-heads_named.defvjp(_named, lambda name, _, grad: (grad,))
+heads_named.defvjp(
+    lambda heads, name: (bits_named(heads, name), None), lambda name, _, grad: (grad,)
+)
