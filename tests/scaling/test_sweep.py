@@ -30,10 +30,10 @@ spec.loader.exec_module(tiny)
 def start(process_environment):
     """Starts the tiny sweep in a process of its own."""
 
-    def start(folder, num_workers=1):
+    def start(folder, num_workers=1, lanes=1):
         with open(f"{folder}.said", "w") as said:
             return subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(folder), str(num_workers)],
+                [sys.executable, str(SCRIPT), *map(str, (folder, num_workers, lanes))],
                 env=process_environment,
                 stdout=said,
                 stderr=said,
@@ -134,9 +134,10 @@ def test_a_damaged_state_is_trained_again(whole, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_learning_rates_tuned_in_lanes_give_the_same_losses(whole, tmp_path):
-    tiny.run_tiny(str(tmp_path), lanes=3)
-    lanes, turns = (losses_at_stable_rates(folder) for folder in (tmp_path, whole))
+def test_learning_rates_tuned_in_lanes_give_the_same_losses(whole, start, tmp_path):
+    folder = tmp_path / "sweep"
+    assert start(folder, lanes=3).wait() == 0
+    lanes, turns = (losses_at_stable_rates(each) for each in (folder, whole))
     assert lanes == pytest.approx(turns, rel=1e-5)
 
 

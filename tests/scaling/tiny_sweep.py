@@ -38,6 +38,6 @@ def use_cores(number: int) -> None:
 
 
 if __name__ == "__main__":
-    num_workers = int(sys.argv[2])
+    folder, num_workers, lanes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     use_cores(num_workers)
-    run_tiny(sys.argv[1], num_workers)
+    run_tiny(folder, num_workers, lanes=lanes)

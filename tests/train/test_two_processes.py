@@ -11,13 +11,13 @@ from lineage_jax.train import runs
 
 pytestmark = pytest.mark.slow
 
-LAST = 60
+LAST = 32
 FEW = (
     f"--train.num-steps {LAST} --train.eval-every {LAST} --train.log-every 4 "
     "--data.heldout-fraction 0.05"
 ).split()
 EVERY = 4  # steps between two checkpoints, as conftest.py has them
-SLOW = {"slow_data": 0.3}  # so that a SIGTERM is heard of and agreed on long before the last step
+SLOW = {"slow_data": 0.5}  # so that a SIGTERM is heard of and agreed on long before the last step
 UNREADABLE = "the batch of step 2 cannot be read"
 HOST = socket.gethostname()
 PATIENCE = 240  # seconds that nothing here takes, on a machine that is not busy
