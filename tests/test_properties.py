@@ -18,7 +18,7 @@ from experiments import language
 from lineage_jax import sharding
 from lineage_jax.lineage import LINEAGE
 from lineage_jax.models import gpt, llama
-from lineage_jax.nn import LayerNorm, RMSNorm
+from lineage_jax.nn import LayerNorm, Mask, RMSNorm
 from lineage_jax.sharding import RULES, MeshConfig
 from lineage_jax.train.optim import OptimizerConfig, adamw
 from lineage_jax.train.state import TrainState
@@ -73,9 +73,13 @@ def language_logits(model, params, batch):
     return model.apply({"params": params}, *(batch[name] for name in names))[0]
 
 
+def shared_by_blocks(batch):
+    index, ids = jnp.arange(batch["tokens"].shape[1])[None], batch["segment_ids"]
+    return batch["positions"], Mask(index, index, ids, ids)
+
+
 def gpt_by_hand(config, params, batch):
-    index = jnp.arange(batch["tokens"].shape[1])[None]
-    shared = (index, index, batch["segment_ids"])
+    shared = shared_by_blocks(batch)
     table = params["embed"]["table"]
     x = table[batch["tokens"]] + params["positions"]["table"][batch["positions"]]
     for layer, window in enumerate(gpt.windows(config)):
@@ -85,8 +89,7 @@ def gpt_by_hand(config, params, batch):
 
 
 def llama_by_hand(config, params, batch):
-    index = jnp.arange(batch["tokens"].shape[1])[None]
-    shared = (batch["positions"], index, index, batch["segment_ids"])
+    shared = shared_by_blocks(batch)
     x = params["embed"]["table"][batch["tokens"]]
     for layer in range(config.num_layers):
         block = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])

@@ -29,6 +29,7 @@ from lineage_jax.nn import (
     LayerNorm,
     Mask,
     Remat,
+    decoder_mask,
     stack,
 )
 from lineage_jax.typing import Array, Float, Int, Precision
@@ -199,11 +200,12 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        shared: tuple[Int[Array, "#B T"], Int[Array, "#B S"], Int[Array, "B T"] | None],
+        shared: tuple[Int[Array, "#B T"], Mask],
         per_layer: tuple[Int[Array, ""], KVCache | None],
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         c = self.config
-        (queries, keys, segments), (window, cache) = shared, per_layer
+        (positions, mask), (window, cache) = shared, per_layer
+        mask = dataclasses.replace(mask, window=window)
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         head_dim = c.head_dim or c.embed_dim // c.num_heads
         out_std = c.init_std / math.sqrt(2 * c.num_layers) if c.norm_first else c.init_std
@@ -221,13 +223,12 @@ class Block(nn.Module):
         )
         mlp = MLP(c.mlp_dim or 4 * c.embed_dim, nn.gelu, c.init_std, out_std, name="mlp", **types)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
-        mask = Mask(queries, keys, segments, segments, window)
         if c.norm_first:  # GPT-2, section 2.3
-            attended, cache = attention(attention_norm(x), mask, queries, cache, self.train)
+            attended, cache = attention(attention_norm(x), mask, positions, cache, self.train)
             x = x + drop(attended)
             x = x + drop(mlp(mlp_norm(x)))
         else:
-            attended, cache = attention(x, mask, queries, cache, self.train)
+            attended, cache = attention(x, mask, positions, cache, self.train)
             x = attention_norm(x + drop(attended))
             x = mlp_norm(x + drop(mlp(x)))
         return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
@@ -264,27 +265,16 @@ class GPT(nn.Module):
         c = self.config
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         length = tokens.shape[1]
-        if length > c.max_len:
-            raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
-        if cache is not None and (positions is None or segment_ids is not None):
-            raise ValueError(
-                "a cache needs the positions to write to, and holds one document a row"
-            )
-        index = jnp.arange(length)[None]  # 1 T
-        if positions is None:
-            positions = index
+        positions, mask = decoder_mask(length, c.max_len, positions, segment_ids, cache)
         embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
         place = Embed(c.max_len, c.embed_dim, "position", c.init_std, name="positions", **types)
         x = embed(tokens) + place(positions)  # B T D
         x = nn.Dropout(c.dropout_rate, deterministic=not train)(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
 
-        queries, keys = index, index
-        if cache is not None:
-            queries, keys = positions, jnp.arange(cache.keys.shape[2])[None]  # B T, 1 S
-        shared, per_layer = (queries, keys, segment_ids), (windows(c), cache)
         blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
-        x, cache = blocks(c, train, name="blocks")(x, shared, per_layer)
+        per_layer = (windows(c), cache)
+        x, cache = blocks(c, train, name="blocks")(x, (positions, mask), per_layer)
         if c.norm_first:
             x = LayerNorm(c.norm_epsilon, name="final_norm", **types)(x)
         return embed.attend(x), cache  # B T V, the table tied

@@ -29,6 +29,7 @@ from lineage_jax.nn import (
     Mask,
     Remat,
     RMSNorm,
+    decoder_mask,
     rotate,
     stack,
 )
@@ -146,13 +147,11 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        shared: tuple[
-            Int[Array, "#B T"], Int[Array, "#B T"], Int[Array, "#B S"], Int[Array, "B T"] | None
-        ],
+        shared: tuple[Int[Array, "#B T"], Mask],
         per_layer: KVCache | None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         c = self.config
-        (positions, queries, keys, segments), cache = shared, per_layer
+        (positions, mask), cache = shared, per_layer
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         out_std = c.init_std / math.sqrt(2 * c.num_layers)
         norm = functools.partial(RMSNorm, c.norm_epsilon, **types)
@@ -169,7 +168,6 @@ class Block(nn.Module):
         )
         mlp = GatedMLP(c.mlp_dim, nn.silu, c.init_std, out_std, name="mlp", **types)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
-        mask = Mask(queries, keys, segments, segments)
         attended, cache = attention(attention_norm(x), mask, positions, cache)
         x = x + attended
         x = x + mlp(mlp_norm(x))
@@ -207,24 +205,12 @@ class Llama(nn.Module):
         c = self.config
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         length = tokens.shape[1]
-        if length > c.max_len:
-            raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
-        if cache is not None and (positions is None or segment_ids is not None):
-            raise ValueError(
-                "a cache needs the positions to write to, and holds one document a row"
-            )
-        index = jnp.arange(length)[None]  # 1 T
-        if positions is None:
-            positions = index
+        positions, mask = decoder_mask(length, c.max_len, positions, segment_ids, cache)
         embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
         x = nn.with_logical_constraint(embed(tokens), ("batch", "length", "embed_activation"))
 
-        queries, keys = index, index
-        if cache is not None:
-            queries, keys = positions, jnp.arange(cache.keys.shape[2])[None]  # B T, 1 S
-        shared = (positions, queries, keys, segment_ids)
         blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
-        x, cache = blocks(c, name="blocks")(x, shared, cache)
+        x, cache = blocks(c, name="blocks")(x, (positions, mask), cache)
         x = RMSNorm(c.norm_epsilon, name="final_norm", **types)(x)
         head = embed
         if not c.tied_embeddings:

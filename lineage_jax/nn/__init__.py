@@ -1,6 +1,6 @@
 """Layers that two or more milestones use. They know no paper; a milestone file arranges them."""
 
-from lineage_jax.nn.attention import Attention, KVCache, dot_product_attention
+from lineage_jax.nn.attention import Attention, KVCache, decoder_mask, dot_product_attention
 from lineage_jax.nn.embed import Embed
 from lineage_jax.nn.linear import Linear, project
 from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
@@ -21,6 +21,7 @@ __all__ = [
     "RMSNorm",
     "Remat",
     "causal_mask",
+    "decoder_mask",
     "dot_product_attention",
     "project",
     "rotate",

@@ -107,6 +107,37 @@ class KVCache(NamedTuple):
         )
 
 
+def decoder_mask(
+    length: int,
+    max_len: int,
+    positions: Int[Array, "B T"] | None,
+    segment_ids: Int[Array, "B T"] | None,
+    cache: KVCache | None,
+) -> tuple[Int[Array, "#B T"], Mask]:
+    """Where the tokens of a decoder are, and what each reads: what is not after it.
+
+    Args:
+      length: how many tokens a row has, T.
+      max_len: how many it may have.
+      positions: of each token in its document; 0 ... T - 1 if not given.
+      segment_ids: which document of its row a token belongs to; one document if not given.
+      cache: keys and values of earlier positions, or None.
+
+    Raises:
+      ValueError: for a row that is too long; for a cache without positions, or with segment ids.
+    """
+    if length > max_len:
+        raise ValueError(f"at most max_len={max_len} tokens a sequence, got {length}")
+    if cache is not None and (positions is None or segment_ids is not None):
+        raise ValueError("a cache needs the positions to write to, and holds one document a row")
+    index = jnp.arange(length)[None]  # 1 T
+    if positions is None:
+        positions = index
+    if cache is None:
+        return positions, Mask(index, index, segment_ids, segment_ids)
+    return positions, Mask(positions, jnp.arange(cache.keys.shape[2])[None])  # B T, 1 S
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with a cache passed in and returned.
 

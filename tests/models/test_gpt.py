@@ -10,6 +10,7 @@ from flax.core import meta
 
 from lineage_jax.models import gpt
 from lineage_jax.models.gpt import GPT, GPTConfig
+from lineage_jax.nn import Mask
 
 # Three layers, so that a local one lies between two that are not; nothing divides the vocabulary.
 TINY = GPTConfig(
@@ -116,13 +117,14 @@ def test_a_local_layer_reads_its_window_and_no_more(params, tokens):
     # at t where 0 <= t - s < window, and nowhere else.
     block = jax.tree.map(lambda p: p[1], params["blocks"])
     index = jnp.arange(LENGTH)[None]
+    shared = (index, Mask(index, index))
     x = jax.random.normal(jax.random.key(2), (1, LENGTH, TINY.embed_dim))
 
     @jax.jit
     def reads(window):
         def outputs(x):
             call = gpt.Block(TINY).apply
-            return call({"params": block}, x, (index, index, None), (window, None))[0].sum((0, 2))
+            return call({"params": block}, x, shared, (window, None))[0].sum((0, 2))
 
         return jnp.abs(jax.jacobian(outputs)(x)).max((1, 3))  # T, S
 
@@ -179,7 +181,7 @@ def test_residual_projections_start_smaller_in_gpt2(norm_first, shrink):
     # Radford et al. 2019, section 2.3: scaled by 1 / sqrt(N), N = 2 L residual layers.
     config = dataclasses.replace(TINY, num_layers=8, mlp_dim=None, norm_first=norm_first)
     index, x = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, TINY.embed_dim))
-    inputs = x, (index, index, None), (jnp.asarray(16), None)
+    inputs = x, (index, Mask(index, index)), (jnp.asarray(16), None)
     init = jax.jit(lambda key: gpt.Block(config).init(key, *inputs))
     block = meta.unbox(init(jax.random.key(0))["params"])
     attention, mlp = block["attention"], block["mlp"]

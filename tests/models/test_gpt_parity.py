@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lineage_jax.models.gpt import Block, windows
+from lineage_jax.nn import Mask
 from tests.models.parity import cases, check_blocks, check_end_to_end, golden
 
 
@@ -20,7 +21,8 @@ def test_loss_logits_and_every_gradient_are_those_of_transformers(case):
 
 def test_each_block_and_its_gradients_are_those_of_transformers(case):
     index = jnp.arange(case.inputs["input_ids"].shape[1])[None]
-    shared = (index, index, jnp.asarray(case.inputs["attention_mask"]))
+    ids = jnp.asarray(case.inputs["attention_mask"])
+    shared = (index, Mask(index, index, ids, ids))
 
     def apply_block(params, x, layer):
         per_layer = (windows(case.config)[layer], None)

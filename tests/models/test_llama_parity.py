@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from lineage_jax.models.llama import Block
+from lineage_jax.nn import Mask
 from tests.models.parity import cases, check_blocks, check_end_to_end
 
 
@@ -20,7 +21,8 @@ def test_loss_logits_and_every_gradient_are_those_of_transformers(case):
 def test_each_block_and_its_gradients_are_those_of_transformers(case):
     x = {name: jnp.asarray(array) for name, array in case.inputs.items()}
     index = jnp.arange(x["input_ids"].shape[1])[None]
-    shared = (x["position_ids"], index, index, x["attention_mask"])
+    ids = x["attention_mask"]
+    shared = (x["position_ids"], Mask(index, index, ids, ids))
 
     def apply_block(params, x, layer):
         return Block(case.config).apply({"params": params}, x, shared, None)[0]
