@@ -37,11 +37,6 @@ class Blocks:
     one_document: bool
 
     @property
-    def aligned(self) -> bool:
-        """Whether a head fills whole rows of lanes (`stored`)."""
-        return self.width % LANES == 0
-
-    @property
     def count(self) -> int:
         """Blocks of queries, and of keys."""
         return self.length // self.size
@@ -79,6 +74,11 @@ class Blocks:
         return some, (j < i) & ((i - j + 1) * self.size <= window)
 
 
+def aligned(width: int) -> bool:
+    """Whether heads of that width fill whole rows of lanes, and are `stored` side by side."""
+    return width % LANES == 0
+
+
 def stored(heads: Float[Array, "B T H K"]) -> Float[Array, "..."]:
     """Heads as kernels read them from memory: nothing between them and the products around.
 
@@ -86,14 +86,13 @@ def stored(heads: Float[Array, "B T H K"]) -> Float[Array, "..."]:
     rows of lanes, a kernel takes its columns of that: [B, T, H K]. Any other head has to be a
     matrix of its own: [B, H, T, K].
     """
-    batch, length, num_heads, width = heads.shape
-    if width % LANES == 0:
-        return heads.reshape(batch, length, num_heads * width)
+    if aligned(heads.shape[-1]):
+        return heads.reshape(*heads.shape[:2], -1)
     return heads.swapaxes(1, 2)
 
 
 def unstored(stored: Float[Array, "..."], width: int) -> Float[Array, "B T H K"]:
     """The heads of some width that are `stored` so."""
-    if width % LANES == 0:
+    if aligned(width):
         return stored.reshape(*stored.shape[:2], -1, width)
     return stored.swapaxes(1, 2)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.blocks import LANES, Blocks
+from lineage_jax.kernels.blocks import LANES, Blocks, aligned
 
 MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
 VMEM_BYTES = 64 * 2**20
@@ -68,16 +68,16 @@ def block_of_head(
       where: from indices of the grid to the row of the batch, the head, and the block.
     """
 
-    def aligned(*at):
+    def columns(*at):
         n, h, i = where(*at)
         return n, i, h
 
-    def alone(*at):
+    def matrix(*at):
         return *where(*at), 0
 
-    if blocks.aligned:
-        return pl.BlockSpec((None, rows, blocks.width), aligned)
-    return pl.BlockSpec((None, None, rows, blocks.width), alone)
+    if aligned(blocks.width):
+        return pl.BlockSpec((None, rows, blocks.width), columns)
+    return pl.BlockSpec((None, None, rows, blocks.width), matrix)
 
 
 def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: bool):
@@ -303,7 +303,7 @@ def backward(
     )(window, *places[::-1], query, keys, values, out_grad, log_sum, inner)
 
     def whole(x: Any, like: Any) -> Any:
-        if b.aligned:
+        if aligned(width):
             x = x.reshape(b.batch, chunks, b.length, b.groups, share, width).sum((1, 4))
         else:
             x = x.reshape(b.batch, chunks, b.groups, share, b.length, width).sum((1, 3))

@@ -5,16 +5,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.blocks import LANES
+from lineage_jax.kernels.blocks import LANES, aligned
 from lineage_jax.typing import Array, Float
 
-ROWS, HEADS = 512, 8
-"""Positions, and heads, of a block at most: one MiB of 128 numbers in bfloat16."""
+BLOCK_BYTES = 2**20
+"""Of heads that are turned at once: with what is read and written meanwhile, and the angles, less
+than half of the 16 MiB that a TPU v4 has on the chip."""
 
 
 def turnable(length: int, width: int) -> bool:
     """Whether heads of that width, at so many positions, are blocks that `turn` takes."""
-    return length % LANES == 0 and width % LANES == 0
+    return length % LANES == 0 and aligned(width)
 
 
 def turn(
@@ -34,8 +35,9 @@ def turn(
     batch, length, _ = heads.shape
     width = cos.shape[-1]
     num_heads = heads.shape[-1] // width
-    rows = next(n for n in (ROWS, 256, 128) if length % n == 0)
-    share = max(n for n in range(1, HEADS + 1) if num_heads % n == 0)
+    rows = next(n for n in (512, 256, 128) if length % n == 0)
+    most = max(1, BLOCK_BYTES // (rows * width * heads.dtype.itemsize))
+    share = max(n for n in range(1, num_heads + 1) if num_heads % n == 0 and n <= most)
 
     def kernel(heads_ref, cos_ref, sin_ref, out_ref):
         for h in range(share):

@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from lineage_jax.kernels import LANES
+from lineage_jax.kernels import aligned
 
 
 def mesh_axes(name: str) -> dict[str, int]:
@@ -109,11 +109,21 @@ def on_each_device(
         axis_names=axes,
         check_vma=False,
     )
-    return undivided(mapped)(*arguments)
+    out = undivided(mapped)(*arguments)
+    # Unchecked, results pass for the same along an axis that is split by hand around this.
+    differs = varying(*arguments)
+    return tuple(jax.lax.pcast(x, tuple(differs - varying(x)), to="varying") for x in out)
+
+
+def varying(*arrays: Any) -> frozenset[str]:
+    """Mesh axes along which any of the arrays differs, of those that are split by hand here."""
+    return frozenset().union(
+        *(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays))
+    )
 
 
 def stored_axes(width: int) -> tuple[str | None, ...]:
     """Logical names of the axes of heads of that width as `lineage_jax.kernels.stored` has them."""
-    if width % LANES == 0:
+    if aligned(width):
         return ("batch", "length", "heads")
     return ("batch", "heads", "length", None)

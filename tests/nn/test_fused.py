@@ -1,4 +1,4 @@
-"""The kernel of attention on a mesh: every device its rows and heads, alone or in a pipeline."""
+"""The kernel of attention on a mesh: every device computes its rows and heads."""
 
 import jax
 import jax.numpy as jnp

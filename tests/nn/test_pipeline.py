@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lineage_jax import sharding
+from lineage_jax.nn.linear import project
 from lineage_jax.nn.pipeline import Schedule, pipeline, schedule
+from lineage_jax.nn.split import on_each_device
 from lineage_jax.sharding import MeshConfig
 from tests.nn.closeness import assert_same
 
@@ -60,6 +62,42 @@ def test_outputs_and_gradients_are_those_of_the_layers_in_turn(plan, rows, depth
     expected = results(in_turn, *arguments)
     config = MeshConfig(data=1, stage=plan.stages)
     with sharding.use(sharding.make_mesh(config, jax.devices()[: plan.stages])):
+        actual = results(lambda *inputs: pipeline(layer, *inputs, None, plan, "stage"), *arguments)
+    assert_same(actual, expected)
+
+
+def per_device(function, *arrays):
+    """As kernels are called, which know nothing of the mesh."""
+    axes = ("batch", "length", None)
+    return on_each_device(lambda *x: (function(*x),), arrays, (axes,) * len(arrays), (axes,))[0]
+
+
+@jax.custom_vjp
+def squared(x):
+    return per_device(jnp.square, x)
+
+
+squared.defvjp(
+    lambda x: (squared(x), x),
+    lambda x, grad: (per_device(lambda x, grad: 2 * x * grad, x, grad),),
+)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_what_each_device_computes_alone_is_differentiated_between_products(fsdp):
+    def layer(x, shared, weights, key, square=squared):
+        shift = shared["shift"][:, :, None] + shared["bias"]
+        return x + jnp.tanh(project(square(project(x, weights)), weights.T) / 8 + shift)
+
+    def in_turn(x, shared, weights):
+        for one in weights:
+            x = layer(x, shared, one, None, jnp.square)
+        return x
+
+    arguments = problem(8, 4)
+    expected = results(in_turn, *arguments)
+    config, plan = MeshConfig(data=1, stage=2, fsdp=fsdp), Schedule(2, 4, 1)
+    with sharding.use(sharding.make_mesh(config, jax.devices()[: 2 * fsdp])):
         actual = results(lambda *inputs: pipeline(layer, *inputs, None, plan, "stage"), *arguments)
     assert_same(actual, expected)
 

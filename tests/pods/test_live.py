@@ -6,9 +6,10 @@ import importlib.util
 
 import pytest
 
-from experiments import gpt
+from experiments import gpt, llama
 from lineage_jax.lineage import LINEAGE
 from lineage_jax.pods import DoesNotFitError, Request, Topology, make_plan
+from lineage_jax.pods.aot import compile_step
 from lineage_jax.sharding import MeshConfig
 
 pytestmark = [
@@ -37,6 +38,26 @@ def test_every_milestone_is_planned_for_eight_chips(name):
     axes = {row.axes for row in plan.traffic}
     assert {"fsdp", "tensor"} <= axes
     assert "fits" in "\n".join(plan.lines())
+
+
+ATTENTION = {"flash_attention_forward", "inner_products", "flash_attention_backward"}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "dtype", "kernels"),
+    [
+        (MeshConfig(data=2, fsdp=2, tensor=2), "float32", ATTENTION | {"turn"}),
+        (MeshConfig(data=2, stage=2, fsdp=2), "bfloat16", ATTENTION | {"turn"}),
+        (MeshConfig(data=1, fsdp=2, context=2, tensor=2), "bfloat16", {"turn"}),  # the ring
+    ],
+)
+def test_heads_of_128_numbers_are_turned_and_attended_to_by_kernels(mesh, dtype, kernels):
+    tiny = llama.experiment("tiny")
+    sizes = dict(embed_dim=128, num_heads=2, head_dim=128, max_len=256, num_layers=2)
+    model = dataclasses.replace(tiny.model, **sizes, dtype=dtype, remat="attention")
+    data = dataclasses.replace(tiny.data, seq_len=256)
+    compiled = compile_step(request(dataclasses.replace(tiny, model=model, data=data), mesh))
+    assert {name for name in ATTENTION | {"turn"} if f"%{name}" in compiled.hlo} == kernels
 
 
 def test_a_model_too_large_for_its_chips_says_how_much_it_needs():
