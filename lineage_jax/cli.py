@@ -268,8 +268,8 @@ def plan(arguments: Sequence[str]) -> None:
         json: str | None = None
         """Where to write the plan."""
         search: bool = False
-        """Try meshes, what is recomputed and batch sizes instead, and plan with the fastest: a
-        compilation of minutes for each."""
+        """Try meshes, what is recomputed and batch sizes instead, and plan with the fastest: some
+        60 sketches of ten seconds, and three compilations of minutes."""
         smallest: bool = False
         """Find the smallest slice of the --topology's chip that holds the step."""
 
@@ -277,7 +277,7 @@ def plan(arguments: Sequence[str]) -> None:
     chosen = options(Options, Options(experiment), rest, program)
     if chosen.topology is None:
         raise UsageError("wanted --topology, such as v5e:16x16 or v5p:8x8x8")
-    from lineage_jax.pods import Request, Topology, make_plan
+    from lineage_jax.pods import SLICES, Request, Topology, make_plan
     from lineage_jax.pods import search as searches
 
     experiment, topology = chosen.experiment, Topology.parse(chosen.topology)
@@ -285,14 +285,15 @@ def plan(arguments: Sequence[str]) -> None:
     if tokens is None:
         tokens = float(experiment.train.num_steps * experiment.program().tokens_per_step)
     if chosen.search or chosen.smallest:
+        slices = [topology]
         if chosen.smallest:
-            tried = searches.smallest(experiment, topology.chip, tokens, say)
-        else:
-            tried = searches.search(experiment, topology, tokens, say)
-        if not tried or tried[0].plan is None or not tried[0].fits:
-            raise UsageError(f"nothing that was tried fits {chosen.topology}; take a larger slice")
+            name = topology.chip.name
+            slices = [Topology.parse(f"{name}:{shape}") for shape in SLICES[name]]
+        tried = searches.smallest(experiment, slices, tokens, say)
+        if not tried or tried[0].plan is None:
+            raise UsageError(f"nothing that was tried fits {slices[-1].name}; take a larger slice")
         made = tried[0].plan
-        print("\n".join(["", "ranked:", *(one.line() for one in tried if one.fits), ""]))
+        print("\n".join(["", "ranked:", *(one.line() for one in tried), ""]))
     else:
         accumulate = experiment.train.accumulate
         made = make_plan(Request(experiment.program, topology, experiment.mesh, accumulate), tokens)

@@ -46,9 +46,9 @@ def launch(path: str, options: LaunchOptions, say: Callable[[str], None]) -> Lau
     else:
         choices = slices(CHIPS[str(options.chip)], params)
     if options.days is None:
-        chosen = smallest(experiment, choices, float(tokens), say, options.search)
+        chosen = smallest(experiment, choices, float(tokens), say)
     else:
-        chosen = in_time(experiment, choices, float(tokens), options.days, say, options.search)
+        chosen = in_time(experiment, choices, float(tokens), options.days, say)
     interval = options.interval if fitted.draws else None
     loss = fitted.predict(params=params, tokens=tokens, interval=interval)
     return Launch(

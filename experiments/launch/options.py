@@ -31,9 +31,6 @@ class LaunchOptions(OptimalOptions):
     """Of the model; if not given, of the released ones."""
     data_path: str | None = None
     """The text, as --data.path of lineage train."""
-    search: bool = False
-    """Try what is recomputed and the rows of a micro-batch as well as meshes: up to 48 steps to
-    compile, of minutes each, for each slice."""
 
     def __post_init__(self):
         super().__post_init__()

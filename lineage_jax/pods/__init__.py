@@ -5,16 +5,19 @@ aot          the real step, compiled by the real compiler, in a process of its o
 hlo          the text that the compiler leaves
 network      what a collective sends, and how long the torus takes
 cost         a walk through the schedule
+roofline     what the walk counts by itself
 plan         all of it, as a table
+search       the fastest mesh, and the smallest slice
 """
 
 from lineage_jax.pods.aot import Compiled, DoesNotFitError, Request, compile_step
-from lineage_jax.pods.chips import CHIPS, Chip
-from lineage_jax.pods.plan import Plan, make_plan, predict
+from lineage_jax.pods.chips import CHIPS, SLICES, Chip
+from lineage_jax.pods.plan import Plan, make_plan, make_sketch, predict
 from lineage_jax.pods.topologies import Topology
 
 __all__ = [
     "CHIPS",
+    "SLICES",
     "Chip",
     "Compiled",
     "DoesNotFitError",
@@ -23,5 +26,6 @@ __all__ = [
     "Topology",
     "compile_step",
     "make_plan",
+    "make_sketch",
     "predict",
 ]

@@ -2,9 +2,14 @@
 
 libtpu reads its flags once, when it is loaded, keeps what it took of memory, and ends the process
 on some errors: so each compilation has a process, which a search starts as often as it likes.
+
+The compiler first optimises the program as a whole, for seconds: what each device does and sends,
+what is fused, when it runs, where it lies in memory. Then, for minutes, it makes instructions of
+each fusion, and says how many cycles they take. A sketch is the program between the two.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -13,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,6 +49,8 @@ class DoesNotFitError(ValueError):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
     """What the compiler says of a step; bytes are those of one device.
+
+    A sketch has no `code`, no cycles in its `hlo`, and up to a tenth less `temporaries`.
 
     Attributes:
       hlo: the optimised program, as text.
@@ -103,20 +111,36 @@ def compile_step(request: Request) -> Compiled:
       ValueError: if the mesh does not fit the slice or the program, or libtpu has no such slice.
       RuntimeError: if the compiler fails otherwise.
     """
+    return in_a_process(request, functools.partial(compile_here, request))
+
+
+def sketch_step(request: Request) -> Compiled:
+    """Optimises the step that `train` runs, in a new process, and makes no code of it.
+
+    Raises:
+      ImportError, ValueError, RuntimeError: as `compile_step`.
+    """
+    with tempfile.TemporaryDirectory(prefix="lineage-sketch-") as folder:
+        work = functools.partial(sketch_here, request, pathlib.Path(folder))
+        return in_a_process(request, work, XLA_FLAGS=f"--xla_dump_to={folder}")
+
+
+def in_a_process(request: Request, work: Callable[[], Compiled], **environment: str) -> Compiled:
+    """The result of some work, done by a process with libtpu's flags for the request."""
     with tempfile.TemporaryDirectory(prefix="lineage-plan-") as folder:
         asked, answered = pathlib.Path(folder, "request"), pathlib.Path(folder, "answer")
-        asked.write_bytes(pickle.dumps(request))
+        asked.write_bytes(pickle.dumps(work))
         flags = " ".join(request.topology.chip.flags)
-        environment = {
-            **os.environ,
-            **ENVIRONMENT,
-            "LIBTPU_INIT_ARGS": f"{flags} {os.environ.get('LIBTPU_INIT_ARGS', '')}".strip(),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        environment.pop("XLA_FLAGS", None)  # of another platform's devices
+        kept = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
         process = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(asked), str(answered)],
-            env=environment,
+            env={
+                **kept,  # without those of another platform's devices
+                **ENVIRONMENT,
+                "LIBTPU_INIT_ARGS": f"{flags} {kept.get('LIBTPU_INIT_ARGS', '')}".strip(),
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                **environment,
+            },
             capture_output=True,
             text=True,
         )
@@ -130,16 +154,9 @@ def compile_step(request: Request) -> Compiled:
 
 
 def compile_here(request: Request) -> Compiled:
-    """The same in this process, whose environment must be that of `compile_step`."""
-    mesh = request.topology.mesh(request.mesh)
-    program = request.program()
-    state, batches = program.abstract_state(mesh), program.abstract_batches(mesh, 1)
-    parts = {
-        "parameters": device_bytes(state.params),
-        "optimiser": device_bytes(state.opt_state),
-        "other state": device_bytes((state.step, state.seed, state.extra, state.skipped)),
-        "batch": device_bytes(batches),
-    }
+    """`compile_step` in this process, whose environment must be that of `in_a_process`."""
+    mesh, program = request.topology.mesh(request.mesh), request.program()
+    described = describe(program, mesh)
     start = time.perf_counter()
     compiled = program.compile_for(mesh, accumulate=request.accumulate)
     seconds = time.perf_counter() - start
@@ -151,13 +168,80 @@ def compile_here(request: Request) -> Compiled:
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        parts=parts,
+        compile_seconds=seconds,
+        **described,
+    )
+
+
+def sketch_here(request: Request, folder: pathlib.Path) -> Compiled:
+    """`sketch_step` in this process, which must end after it: the compiler still goes on.
+
+    Args:
+      request: what to compile.
+      folder: where XLA writes what it makes of a program (--xla_dump_to).
+    """
+    mesh, program = request.topology.mesh(request.mesh), request.program()
+    described = describe(program, mesh)
+    arguments = sum(described["parts"].values())
+    start, failed = time.perf_counter(), list[Exception]()
+
+    def work() -> None:
+        try:
+            program.compile_for(mesh, accumulate=request.accumulate)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while True:
+        ended = not thread.is_alive()
+        if found := dumped(folder):
+            break
+        if failed:
+            raise failed[0]
+        if ended:
+            raise RuntimeError("this libtpu writes no optimised program where XLA_FLAGS says")
+        time.sleep(0.1)
+    hlo, total = found
+    return Compiled(
+        hlo=hlo,
+        arguments=arguments,
+        outputs=0,
+        aliased=0,
+        temporaries=total - arguments,
+        code=0,
+        compile_seconds=time.perf_counter() - start,
+        **described,
+    )
+
+
+def dumped(folder: pathlib.Path) -> tuple[str, int] | None:
+    """The optimised program in a folder of XLA's dumps and its bytes of memory, if it is whole."""
+    for path in folder.glob("*.after_optimizations_after_buffer_assignment.txt"):
+        hlo = path.read_text()
+        if "\nENTRY " not in hlo or not hlo.rstrip("\n").endswith("\n}"):
+            continue
+        (report,) = folder.glob("*.after_optimizations-memory-usage-report.txt")
+        if size := re.search(r"Total bytes: (\d+)", report.read_text()):
+            return hlo, int(size[1])
+    return None
+
+
+def describe(program: Program, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """What is known of a step before it is compiled: those fields of `Compiled`."""
+    state, batches = program.abstract_state(mesh), program.abstract_batches(mesh, 1)
+    return dict(
+        parts={
+            "parameters": device_bytes(state.params),
+            "optimiser": device_bytes(state.opt_state),
+            "other state": device_bytes((state.step, state.seed, state.extra, state.skipped)),
+            "batch": device_bytes(batches),
+        },
         num_params=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         coords=tuple(tuple(device.coords) for device in mesh.devices.flat),
         axes=dict(mesh.shape),
         tokens_per_step=program.tokens_per_step,
         flops_per_token=program.flops_per_token,
-        compile_seconds=seconds,
     )
 
 
@@ -183,10 +267,10 @@ def does_not_fit(message: str) -> DoesNotFitError:
 
 
 def main(asked: str, answered: str) -> None:
-    """Answers a pickled request with a pickled result or exception."""
+    """Does pickled work, leaves its pickled result or exception, and ends the process."""
     answer: Compiled | Exception
     try:
-        answer = compile_here(pickle.loads(pathlib.Path(asked).read_bytes()))
+        answer = pickle.loads(pathlib.Path(asked).read_bytes())()
     except (ValueError, ImportError) as error:
         answer = error
     except jax.errors.JaxRuntimeError as error:
@@ -196,3 +280,4 @@ def main(asked: str, answered: str) -> None:
         else:
             answer = RuntimeError(message)
     pathlib.Path(answered).write_bytes(pickle.dumps(answer))
+    os._exit(0)  # whatever the compiler is doing still

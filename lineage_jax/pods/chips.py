@@ -46,6 +46,8 @@ class Chip:
       devices: how many JAX devices the chip is.
       config: what libtpu calls the arrangement of its cores, if it is not the first.
       price: US dollars an hour on demand; None if unknown.
+      products: the share of the peak that the compiler estimates for a large matrix product, of
+        8192 x 8192 by 8192 x 8192 numbers.
       kernels: Pallas kernels, and the share of the peak that each reaches: the cycles that its
         products need at the peak, over the instructions (VLIW bundles, a cycle each) that the
         compiler has made of it. Others count at the peak.
@@ -64,6 +66,7 @@ class Chip:
     devices: int = 1
     config: str | None = None
     price: float | None = None
+    products: float
     kernels: tuple[tuple[str, float], ...]
     flags: tuple[str, ...] = ASYNC_COLLECTIVES
 
@@ -88,6 +91,7 @@ V4 = Chip(
     wraps_at=4,
     config="megacore",  # as on Cloud TPU: both cores are one device
     price=3.22,  # sky
+    products=0.93,
     kernels=flash(forward=0.43, backward=0.76),
 )
 
@@ -103,6 +107,7 @@ V5E = Chip(
     wraps_at=16,
     price=1.20,  # sky
     flags=ASYNC_COLLECTIVES + CONTINUATION_FUSION,
+    products=0.88,
     kernels=flash(forward=0.63, backward=1.00),
 )
 
@@ -117,6 +122,7 @@ V5P = Chip(
     torus_dims=3,
     wraps_at=4,
     price=4.20,  # sky
+    products=0.90,
     kernels=flash(forward=0.60, backward=0.94),
 )
 
@@ -131,6 +137,7 @@ V6E = Chip(
     torus_dims=2,
     wraps_at=16,
     price=2.70,  # sky
+    products=0.70,
     kernels=flash(forward=0.24, backward=0.38),
 )
 
@@ -145,8 +152,22 @@ TPU7X = Chip(
     torus_dims=3,
     wraps_at=4,
     devices=2,  # one for each core, with half of all this
+    products=0.81,
     kernels=flash(forward=0.22, backward=0.36),
 )
 
+SHAPES_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SHAPES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+
 CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in (V4, V5E, V5P, V6E, TPU7X)}
 """By name."""
+
+SLICES: Mapping[str, tuple[str, ...]] = {
+    "v4": (*SHAPES_3D, "8x16x16", "16x16x16"),
+    "v5e": SHAPES_2D,
+    "v5p": (*SHAPES_3D, "8x16x16", "16x16x16", "16x16x24"),
+    "v6e": SHAPES_2D,
+    "tpu7x": SHAPES_3D,
+}
+"""Shapes that Google Cloud sells of each chip, the smallest first (docs: tables of configurations).
+"""

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from lineage_jax.pods import roofline
 from lineage_jax.pods.collectives import KINDS, Exchange, exchanges
 from lineage_jax.pods.hlo import Computation, Instruction, Module
 from lineage_jax.pods.network import Torus
@@ -22,9 +23,6 @@ FREE = frozenset(
     | {"partition-id", "replica-id", "opt-barrier", "add-dependency", "domain"}
 )
 """Opcodes that take no time."""
-
-PRODUCTS = {"convolution", "dot"}
-"""Opcodes of matrix products; a TPU's are all convolutions."""
 
 STATED = re.compile(r'"(flops|bytes_accessed)":"(\d+)"')
 """Counts that a Pallas kernel states (`pl.CostEstimate`)."""
@@ -159,30 +157,25 @@ class Walk:
         """How long an instruction keeps the device busy, and whether it is a matrix product."""
         chip = self.torus.topology.chip
         inside = [one, *(inner for _, inner in self.module.inside(one))]
-        opcodes = {inner.opcode for inner in inside}
+        opcodes, products = {inner.opcode for inner in inside}, roofline.PRODUCTS
         if one.cycles is not None:
-            return one.cycles / chip.clock, bool(opcodes & PRODUCTS)
+            return one.cycles / chip.clock, bool(opcodes & products)
+        peak = chip.peak_flops / chip.devices
         if "tpu_custom_call" in one.attributes:
             counts = {name: int(n) for name, n in STATED.findall(one.attributes)}
             if not counts:
                 cost.miss("Pallas kernels that state no counts, at the bytes of their arrays")
-            share = dict(chip.kernels).get(one.name.partition(".")[0], 1.0)
-            flops = counts.get("flops", 0) / (share * chip.peak_flops / chip.devices)
-            moved = counts.get("bytes_accessed", self.moved(computation, one)) / self.bandwidth
-            return max(flops, moved), flops > moved
-        if opcodes & set(KINDS) or one.opcode == "custom-call":
+            flops = counts.get("flops", 0)
+            peak *= dict(chip.kernels).get(one.name.partition(".")[0], 1.0)
+            moved = counts.get("bytes_accessed", roofline.moved(self.module, computation, one))
+        elif one.opcode == "custom-call" or (opcodes & set(KINDS) and not opcodes & products):
             return 0.0, False
-        return self.moved(computation, one) / self.bandwidth, False
-
-    def moved(self, computation: Computation, one: Instruction) -> int:
-        """Bytes that an instruction reads and writes, where the compiler gives no estimate."""
-        inside = {one.opcode, *(inner.opcode for _, inner in self.module.inside(one))}
-        if "gather" in inside:  # of a table, which is not read whole
-            return 2 * one.bytes
-        operands = computation.operands(one)
-        if one.opcode == "dynamic-update-slice":  # in place
-            return 2 * operands[1].bytes
-        return one.bytes + sum(operand.bytes for operand in operands)
+        else:
+            flops = roofline.flops(self.module, computation, one)
+            peak *= chip.products
+            moved = roofline.moved(self.module, computation, one)
+        computing, moving = flops / peak, moved / self.bandwidth
+        return max(computing, moving), computing > moving
 
 
 class Run:
@@ -203,7 +196,7 @@ class Run:
         if part.role == "done":
             if part.key in self._left:
                 self._wait(self.cost.seconds + max(0.0, self._left.pop(part.key)), part.key)
-            elif part.key in self._ends:
+            elif part.key in self._traffic:
                 self._wait(self._ends.pop(part.key), part.key)
             return
         assert part.collective is not None

@@ -98,6 +98,12 @@ class Computation:
     def root(self) -> Instruction:
         return next(one for one in self.instructions.values() if one.root)
 
+    @functools.cached_property
+    def parameters(self) -> Mapping[int, Instruction]:
+        """By their number."""
+        lines = self.instructions.values()
+        return {int(one.operands[0]): one for one in lines if one.opcode == "parameter"}
+
     def operands(self, instruction: Instruction) -> list[Instruction]:
         """The instructions that one reads."""
         return [self.instructions[name] for name in instruction.operands]

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from lineage_jax.pods import hlo
-from lineage_jax.pods.aot import Compiled, Request, compile_step
+from lineage_jax.pods.aot import Compiled, Request, compile_step, sketch_step
 from lineage_jax.pods.cost import Cost, Walk
 from lineage_jax.pods.network import HOP_SECONDS, Torus
 from lineage_jax.pods.topologies import Topology
@@ -18,6 +18,9 @@ UNSEEN = (
     "peak that those of attention reach with heads of 128",
 )
 """What no compiler can tell."""
+
+ACTIVATIONS = "activations and temporaries"
+"""The part of a plan's memory that grows with the rows of a batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,22 @@ def make_plan(request: Request, tokens: float) -> Plan:
     return predict(compile_step(request), request.topology, tokens)
 
 
+def make_sketch(request: Request, tokens: float) -> Plan:
+    """A first plan, from a program without code: seconds to make, where `make_plan` takes minutes.
+
+    A fusion then takes as long as its FLOPs at the share of the peak that a large product reaches,
+    or as its bytes. Steps came out up to a fifth too fast, and memory a tenth too little, with the
+    wait for the links as in the plan (`experiments/LOG.md`).
+
+    Args:
+      request, tokens: as for `make_plan`.
+
+    Raises:
+      ImportError, ValueError, RuntimeError: as `compile_step`.
+    """
+    return predict(sketch_step(request), request.topology, tokens)
+
+
 def predict(compiled: Compiled, topology: Topology, tokens: float) -> Plan:
     """The plan of a compiled step."""
     chip = topology.chip
@@ -202,7 +221,7 @@ def hbm(compiled: Compiled) -> dict[str, int]:
     return {
         **compiled.parts,
         "padding of these": compiled.arguments - sum(compiled.parts.values()),
-        "activations and temporaries": compiled.temporaries,
+        ACTIVATIONS: compiled.temporaries,
         "results not in place": compiled.outputs - compiled.aliased,
         "code": compiled.code,
     }

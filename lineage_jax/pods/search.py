@@ -1,19 +1,24 @@
-"""Tries meshes, what the backward pass recomputes, and batch sizes, and ranks what fits."""
+"""Tries meshes, what the backward pass recomputes, and batch sizes, and ranks what fits.
+
+All are sketched, in seconds each (`plan.make_sketch`); the most promising are compiled.
+"""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lineage_jax.pods.aot import DoesNotFitError, Request
-from lineage_jax.pods.chips import GIB, Chip
-from lineage_jax.pods.plan import Plan, make_plan
+from lineage_jax.pods.aot import Request
+from lineage_jax.pods.chips import GIB
+from lineage_jax.pods.plan import ACTIVATIONS, Plan, make_plan, make_sketch
 from lineage_jax.pods.topologies import Topology
 from lineage_jax.sharding import RULES, MeshConfig
 
-REMATS = ("none", "dots", "inner", "attention", "full")
-"""From the fastest to the smallest (`lineage_jax.nn.stack`)."""
+REMATS = ("full", "attention", "inner", "dots", "none")
+"""From the smallest to the fastest (`lineage_jax.nn.stack`)."""
 
 TENSOR = (1, 2, 4, 8)
 """Ways to split heads and feed-forward: no more than the chips of a host."""
@@ -21,18 +26,17 @@ TENSOR = (1, 2, 4, 8)
 DATA = (1, 2, 4)
 """Replicas of all shares: weights then travel along fewer dimensions of the torus."""
 
-ROWS = (1, 2, 4, 8)
-"""Rows of a batch for each of the shares that it is split in."""
+ROWS = 8
+"""Of a batch for each device, at most."""
 
-BEST = 2
-"""Meshes that are tried with all that can be recomputed."""
+BEST = 3
+"""Meshes that are tried with less that is recomputed."""
 
-SLICES = {
-    2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
-}
-"""Shapes that Google Cloud sells, by the dimensions of the torus, the smallest first
-(https://docs.cloud.google.com/tpu/docs/v5e and v5p-training, tables of configurations)."""
+SURE = 3
+"""Candidates that are compiled."""
+
+WORKERS = 4
+"""Sketches at a time, each of 2 GB, where there are as many cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +46,18 @@ class Candidate:
     Attributes:
       experiment: the experiment, changed.
       topology: the slice.
-      remat: what its backward pass recomputes.
-      rows: of a batch, all devices together.
+      rows: of a batch that are computed at once, all devices together.
     """
 
     experiment: Any
     topology: Topology
-    remat: str
     rows: int
 
     def __str__(self) -> str:
         mesh = dataclasses.asdict(self.experiment.mesh)
         axes = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size != 1)
-        return f"{self.topology.name}  {axes or 'one device'}  remat {self.remat}  {self.rows} rows"
+        remat = self.experiment.model.remat
+        return f"{self.topology.name}  {axes or 'one device'}  remat {remat}  {self.rows} rows"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Tried:
     candidate: Candidate
     plan: Plan | None
     why: str = ""
-    possible: bool = True
-    """With more memory, if there is no plan."""
+    sketched: bool = False
+    """And not compiled."""
 
     @property
     def fits(self) -> bool:
@@ -78,82 +81,119 @@ class Tried:
 
     def line(self) -> str:
         """As a line of a table."""
+        how = "sketch  " if self.sketched else "compiled"
         if self.plan is None:
-            return f"{self.candidate!s:<56} {self.why}"
+            return f"{how} {self.candidate!s:<64} {self.why}"
         verdict = "" if self.fits else "  DOES NOT FIT"
         return (
-            f"{self.candidate!s:<56}{self.plan.hbm_total / GIB:8.2f} GiB{self.plan.seconds:9.3f} s"
-            f"{self.plan.tokens_per_second_per_chip:10,.0f} tokens/s/chip"
+            f"{how} {self.candidate!s:<64}{self.plan.hbm_total / GIB:8.2f} GiB"
+            f"{self.plan.seconds:9.3f} s{self.plan.tokens_per_second_per_chip:10,.0f} tokens/s/chip"
             f"  MFU {self.plan.mfu:5.1%}{verdict}"
         )
 
 
-def search(
-    experiment: Any, topology: Topology, tokens: float, say: Callable[[str], None]
+def smallest(
+    experiment: Any,
+    slices: Sequence[Topology],
+    tokens: float,
+    say: Callable[[str], None],
+    keep_batch: bool = False,
 ) -> list[Tried]:
-    """Compiles one candidate after the other; the fastest that fits comes first.
-
-    First every mesh, with a row for each device, or as many as fit, and whole blocks recomputed;
-    then the fastest of these with more rows, and with less that is recomputed.
-
-    Args:
-      experiment: a config with `model.remat`, `data.batch_size`, `mesh` and `program()`.
-      topology: the slice.
-      tokens: to train on.
-      say: receives a line for each candidate.
-    """
-    tried: list[Tried] = []
-
-    def fits(candidate: Candidate) -> bool:
-        tried.append(attempt(candidate, tokens))
-        say(tried[-1].line())
-        return tried[-1].fits
-
-    for mesh in meshes(topology, DATA):
-        rows = topology.num_devices
-        while not fits(candidate(experiment, topology, mesh, REMATS[-1], rows)):
-            rows //= 2
-            if not tried[-1].possible or rows < shares(mesh):
-                break
-    ranked = sorted((one for one in tried if one.fits), key=lambda one: -one.speed)
-    for one in ranked[:BEST]:
-        for remat in REMATS:
-            rows = one.candidate.rows * (2 if remat == REMATS[-1] else 1)
-            mesh = one.candidate.experiment.mesh
-            while rows <= ROWS[-1] * topology.num_devices:
-                if not fits(candidate(experiment, topology, mesh, remat, rows)):
-                    break
-                rows *= 2
-    return sorted(tried, key=lambda one: -one.speed)
-
-
-def smallest(experiment: Any, chip: Chip, tokens: float, say: Callable[[str], None]) -> list[Tried]:
-    """Candidates for the smallest slice that holds the step with one row for each share.
-
-    Returns:
-      Those of the first slice where one fits, the fastest first; none if none does.
-    """
-    for shape in SLICES[chip.torus_dims]:
-        topology = Topology.parse(f"{chip.name}:{shape}")
-        tried = []
-        for family in families(experiment, topology, REMATS[-1], (1,)):
-            tried += run(family, tokens, say)
-        if any(one.fits for one in tried):
-            return sorted(tried, key=lambda one: -one.speed)
+    """What `search` finds on the first of some slices where anything fits; else nothing."""
+    for topology in slices:
+        found = search(experiment, topology, tokens, say, keep_batch)
+        if found and not found[0].sketched:
+            return found
     return []
 
 
-def families(
-    experiment: Any, topology: Topology, remat: str, rows: Sequence[int]
-) -> Iterator[list[Candidate]]:
-    """For each mesh, the candidates that differ in their rows a share, the smallest first."""
-    for mesh in meshes(topology):
-        yield [candidate(experiment, topology, mesh, remat, each * shares(mesh)) for each in rows]
+def search(
+    experiment: Any,
+    topology: Topology,
+    tokens: float,
+    say: Callable[[str], None],
+    keep_batch: bool = False,
+) -> list[Tried]:
+    """The fastest ways to train on a slice.
+
+    First every mesh is sketched, with whole blocks recomputed; then the fastest of them with less
+    that is recomputed; each with as many rows at once as fit. The fastest sketches are compiled.
+
+    Args:
+      experiment: a config with `model.remat`, `data.batch_size`, `train.accumulate`, `mesh` and
+        `program()`.
+      topology: the slice.
+      tokens: to train on.
+      say: receives a line for each candidate.
+      keep_batch: whether a step takes the experiment's batch, in as many micro-batches as need be;
+        else what is computed at once is the batch.
+
+    Returns:
+      What fits: first what was compiled, then what was sketched, the fastest of each first.
+    """
+
+    def tried(candidate: Candidate, sketched: bool) -> Tried:
+        found = attempt(candidate, tokens, sketched)
+        say(found.line())
+        return found
+
+    def with_rows(mesh: MeshConfig, remat: str) -> list[Tried]:
+        """With a row for each share, and with as many as fit."""
+
+        def sketch(rows: int) -> Tried:
+            return tried(change(experiment, topology, mesh, remat, rows, keep_batch), True)
+
+        found = [sketch(shares(mesh))]
+        for rows in more_rows(found[0], ROWS * topology.num_devices):
+            found.append(sketch(rows))
+            if found[-1].fits:
+                break
+        return found
+
+    def with_less_recomputed(mesh: MeshConfig) -> list[Tried]:
+        found: list[Tried] = []
+        for remat in REMATS[1:]:
+            found += with_rows(mesh, remat)
+            if not any(one.fits for one in found if one.candidate.experiment.model.remat == remat):
+                break
+        return found
+
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        sketches = joined(pool.map(lambda mesh: with_rows(mesh, REMATS[0]), meshes(topology)))
+        ranked = (one.candidate.experiment.mesh for one in fastest(sketches))
+        best = list(dict.fromkeys(ranked))[:BEST]
+        sketches += joined(pool.map(with_less_recomputed, best))
+    promising, compiled = fastest(sketches), list[Tried]()
+    while promising and len(fastest(compiled)) < SURE:
+        compiled.append(tried(promising.pop(0).candidate, False))
+    return fastest(compiled) + promising
 
 
-def meshes(topology: Topology, data: Sequence[int] = (1,)) -> Iterator[MeshConfig]:
+def joined(lists: Iterable[list[Tried]]) -> list[Tried]:
+    """One list."""
+    return list(itertools.chain.from_iterable(lists))
+
+
+def fastest(tried: Iterable[Tried]) -> list[Tried]:
+    """Of what was tried, what fits, the fastest first."""
+    return sorted((one for one in tried if one.fits), key=lambda one: -one.speed)
+
+
+def more_rows(first: Tried, most: int) -> Iterator[int]:
+    """Rows that may fit where the first does, the most first: its own times a power of two."""
+    if first.plan is None or not first.fits:
+        return
+    room = (first.plan.hbm_limit - first.plan.hbm_total) / max(1, first.plan.hbm[ACTIVATIONS])
+    times = 2 ** math.ceil(math.log2(1 + room))
+    while times > 1:
+        if times * first.candidate.rows <= most:
+            yield times * first.candidate.rows
+        times //= 2
+
+
+def meshes(topology: Topology) -> Iterator[MeshConfig]:
     """Meshes of a slice: some ways of tensor, some of data, and the rest of fsdp."""
-    for tensor, replicas in itertools.product(TENSOR, data):
+    for tensor, replicas in itertools.product(TENSOR, DATA):
         if topology.num_devices % (tensor * replicas) == 0:
             fsdp = topology.num_devices // (tensor * replicas)
             yield MeshConfig(data=replicas, fsdp=fsdp, tensor=tensor)
@@ -164,37 +204,31 @@ def shares(mesh: MeshConfig) -> int:
     return math.prod(getattr(mesh, axis) for axis in RULES["batch"])
 
 
-def candidate(
-    experiment: Any, topology: Topology, mesh: MeshConfig, remat: str, rows: int
+def change(
+    experiment: Any, topology: Topology, mesh: MeshConfig, remat: str, rows: int, keep_batch: bool
 ) -> Candidate:
-    """The experiment changed, with so many rows to a batch."""
+    """The experiment, changed so that a slice computes so many rows at once."""
+    batch = experiment.data.batch_size if keep_batch else rows
     changed = dataclasses.replace(
         experiment,
         model=dataclasses.replace(experiment.model, remat=remat),
-        data=dataclasses.replace(experiment.data, batch_size=rows),
+        data=dataclasses.replace(experiment.data, batch_size=batch),
+        train=dataclasses.replace(experiment.train, accumulate=max(1, batch // rows)),
         mesh=mesh,
     )
-    return Candidate(changed, topology, remat, rows)
+    return Candidate(changed, topology, rows)
 
 
-def run(family: Sequence[Candidate], tokens: float, say: Callable[[str], None]) -> list[Tried]:
-    """Plans the candidates of a family, up to the first that does not fit."""
-    tried: list[Tried] = []
-    for candidate in family:
-        tried.append(attempt(candidate, tokens))
-        say(tried[-1].line())
-        if not tried[-1].fits:
-            break
-    return tried
-
-
-def attempt(candidate: Candidate, tokens: float) -> Tried:
-    """Plans one candidate."""
+def attempt(candidate: Candidate, tokens: float, sketched: bool) -> Tried:
+    """Plans one candidate, or says in a line why that cannot be."""
     experiment = candidate.experiment
-    request = Request(experiment.program, candidate.topology, experiment.mesh)
+    batch, accumulate = experiment.data.batch_size, experiment.train.accumulate
+    if batch != candidate.rows * accumulate:
+        why = f"a batch of {batch} rows is no multiple of {candidate.rows}"
+        return Tried(candidate, None, why, sketched)
+    request = Request(experiment.program, candidate.topology, experiment.mesh, accumulate)
     try:
-        return Tried(candidate, make_plan(request, tokens))
-    except DoesNotFitError as error:
-        return Tried(candidate, None, str(error).partition(";")[0])
-    except ValueError as error:  # heads that the mesh does not divide, for one
-        return Tried(candidate, None, str(error), possible=False)
+        plan = (make_sketch if sketched else make_plan)(request, tokens)
+    except (ValueError, RuntimeError) as error:  # too large, heads that a mesh does not divide, ...
+        return Tried(candidate, None, str(error).partition(";")[0], sketched)
+    return Tried(candidate, plan, sketched=sketched)

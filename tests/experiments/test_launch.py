@@ -6,21 +6,20 @@ import shlex
 
 import pytest
 
-from experiments.launch import LaunchOptions, launch, slices
+from experiments.launch import LaunchOptions, launch
 from experiments.launch.sizes import FAMILIES
 from lineage_jax import cli
 from scaling.flops import six_nd
-from tests.experiments.compiler import stub
+from tests.pods.compiler import stub
 
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch):
-    make_plan, asked = stub(
+    return stub(
+        monkeypatch,
         mfu=lambda request: 0.5,
         room=lambda request: 0.9 * request.topology.num_chips * request.topology.chip.hbm_bytes,
     )
-    monkeypatch.setattr(slices, "make_plan", make_plan)
-    return asked
 
 
 def made(path, **options):

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from lineage_jax.pods import hlo
+from lineage_jax.pods import CHIPS, hlo
 from lineage_jax.pods.cost import Cost, Walk
 from lineage_jax.pods.network import Torus
 from lineage_jax.pods.topologies import Topology
@@ -18,8 +18,12 @@ LOCAL = 128 * 512 * 4
 NEAR_THE_PEAK = (1.0, 1.1)
 
 
-def cost(name: str) -> Cost:
+def cost(name: str, sketched: bool = False) -> Cost:
+    """Of a program; a sketch has no cycles."""
     head, _, text = (FOLDER / f"{name}.hlo").read_text().partition("\n")
+    if sketched:
+        assert "estimated_cycles" in text
+        text = text.replace("estimated_cycles", "no_cycles")
     given = json.loads(head.removeprefix("// "))
     coords = tuple(tuple(place) for place in given["coords"])
     torus = Torus(Topology.parse(given["topology"]), coords)
@@ -34,21 +38,16 @@ def test_a_matrix_product_takes_its_flops_over_the_peak():
     assert found.exposed == found.network == 0
 
 
-@pytest.mark.parametrize(
-    ("chip", "peak", "fraction"),
-    [
-        ("v4", 275e12, 0.93),
-        ("v5e", 197e12, 0.88),
-        ("v5p", 459e12, 0.90),
-        ("v6e", 918e12, 0.70),
-        ("tpu7x", 2307e12 / 2, 0.81),  # one of a chip's two devices
-    ],
-)
-def test_each_chip_comes_to_a_part_of_its_peak_on_a_large_product(chip, peak, fraction):
-    found = cost(f"product_{chip}")
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_each_chip_comes_to_a_part_of_its_peak_on_a_large_product(chip):
+    name = f"product_{chip.name}"
+    found = cost(name)
     # The compiler's estimates, at the clocks of `chips.py`: a record, to two digits, of how far
     # below the peak every plan for that chip begins.
-    assert 2 * 8192**3 / peak / found.compute == pytest.approx(fraction, abs=0.005)
+    ideal = 2 * 8192**3 / (chip.peak_flops / chip.devices)
+    assert ideal / found.compute == pytest.approx(chip.products, abs=0.005)
+    sketched = cost(name, sketched=True).compute
+    assert sketched == pytest.approx(ideal / chip.products, rel=1e-12)
 
 
 def test_a_scan_takes_its_body_as_often_as_it_goes_round():

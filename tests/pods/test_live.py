@@ -8,7 +8,7 @@ import pytest
 
 from experiments import gpt, llama
 from lineage_jax.lineage import LINEAGE
-from lineage_jax.pods import DoesNotFitError, Request, Topology, make_plan
+from lineage_jax.pods import DoesNotFitError, Request, Topology, make_plan, make_sketch
 from lineage_jax.pods.aot import compile_step
 from lineage_jax.sharding import MeshConfig
 
@@ -58,6 +58,21 @@ def test_heads_of_128_numbers_are_turned_and_attended_to_by_kernels(mesh, dtype,
     data = dataclasses.replace(tiny.data, seq_len=256)
     compiled = compile_step(request(dataclasses.replace(tiny, model=model, data=data), mesh))
     assert {name for name in ATTENTION | {"turn"} if f"%{name}" in compiled.hlo} == kernels
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=4), MeshConfig(data=1, tensor=8)])
+def test_a_sketch_is_near_the_plan_and_seconds_away(mesh):
+    """Of a step that products bound, as those are that anyone plans; `experiments/LOG.md`."""
+    small = gpt.experiment("gpt2_small")
+    small = dataclasses.replace(small, data=dataclasses.replace(small.data, batch_size=64))
+    asked = request(small, mesh)
+    plan, sketch = make_plan(asked, tokens=1e9), make_sketch(asked, tokens=1e9)
+    assert 0.75 < sketch.seconds / plan.seconds < 1.1
+    assert 0.8 < sketch.hbm_total / plan.hbm_total <= 1.01
+    assert sketch.compile_seconds < 0.5 * plan.compile_seconds
+    assert {(row.kind, row.axes, row.count, row.bytes) for row in sketch.traffic} == {
+        (row.kind, row.axes, row.count, row.bytes) for row in plan.traffic
+    }
 
 
 def test_a_model_too_large_for_its_chips_says_how_much_it_needs():

@@ -5,104 +5,131 @@ import math
 import pytest
 
 from experiments import gpt
-from lineage_jax.pods import DoesNotFitError, Topology, search
-from lineage_jax.pods.chips import CHIPS
-from lineage_jax.pods.plan import Plan
+from lineage_jax.pods import CHIPS, SLICES, DoesNotFitError, Topology, search
+from tests.pods.compiler import stub
 
 V5E = Topology.parse("v5e:2x4")
 SHARES = {"none": 0.9, "dots": 0.4, "inner": 0.35, "attention": 0.3, "full": 0.2}
-"""Of a chip that a row takes, by what is recomputed."""
+"""Of a device that a row takes, by what is recomputed."""
+SPEED = {"none": 0.05, "dots": 0.045, "inner": 0.043, "attention": 0.042, "full": 0.04}
+"""MFU for each row that a device computes at once."""
+
+
+def remat(request):
+    return request.program.__self__.model.remat
+
+
+def rows(request):
+    """That a device computes at once."""
+    mesh = request.mesh
+    return request.program().batch_size / (mesh.data * mesh.fsdp * mesh.tensor)
 
 
 @pytest.fixture
-def compiler(monkeypatch):
-    """A compiler to which every row takes its share of a chip."""
-    asked = []
+def asked(monkeypatch):
+    """Of a compiler to which every row takes its share of a device, and whose heads are four."""
 
-    def make_plan(request, tokens):
-        experiment = request.program.__self__
-        asked.append(experiment)
-        mesh = experiment.mesh
-        if mesh.tensor > 4:
+    def room(request):
+        if request.mesh.tensor > 4:
             raise ValueError("heads do not divide")
-        rows = experiment.data.batch_size / (mesh.data * mesh.fsdp)
-        used = rows * SHARES[experiment.model.remat] / mesh.tensor
-        if used > 1:
-            raise DoesNotFitError("does not fit: a device needs more; split it further")
-        return plan(used, speed=rows / mesh.tensor)
+        needed = rows(request) * SHARES[remat(request)]
+        return needed * request.topology.num_chips * request.topology.chip.hbm_bytes
 
-    monkeypatch.setattr(search, "make_plan", make_plan)
-    return asked
+    def mfu(request):
+        mesh = request.mesh
+        return SPEED[remat(request)] * rows(request) / mesh.tensor / (1 + 0.1 * mesh.data)
 
-
-def plan(used, speed):
-    return Plan(
-        topology="v5e:2x4",
-        chips=8,
-        mesh={},
-        params=1,
-        tokens_per_step=1,
-        hbm={"all": round(used * 100)},
-        hbm_limit=100,
-        compute=1.0,
-        memory=0.0,
-        exposed=0.0,
-        network=0.0,
-        traffic=(),
-        tokens_per_second_per_chip=speed,
-        mfu=0.5,
-        tokens=1e9,
-        days=1.0,
-        cost=None,
-        compile_seconds=1.0,
-        assumptions=(),
-    )
+    return stub(monkeypatch, mfu, room)
 
 
-def test_the_fastest_that_fits_comes_first(compiler):
+def test_what_was_compiled_comes_first_and_the_fastest_of_it_before_the_rest(asked):
     lines = []
     tried = search.search(gpt.tiny(), V5E, 1e9, lines.append)
     best = tried[0].candidate
-    assert (best.remat, best.rows) == ("full", 4 * 8)  # eight rows a device would be too many
-    assert [one.speed for one in tried] == sorted((one.speed for one in tried), reverse=True)
-    assert len(lines) == len(tried) == len(compiler)
+    assert (best.experiment.model.remat, best.rows) == ("full", 4 * 8)  # 0.8 of a device; 8 do not
+    assert best.experiment.mesh.fsdp == 8
+    assert [one.sketched for one in tried] == [False] * search.SURE + [True] * (len(tried) - 3)
+    for some in (tried[: search.SURE], tried[search.SURE :]):
+        assert [one.speed for one in some] == sorted((one.speed for one in some), reverse=True)
+    assert all(one.fits for one in tried)
+    assert len(lines) == len(asked)
+    assert [line for line in lines if line.startswith("compiled")] == lines[-search.SURE :]
 
 
-def test_every_mesh_is_compared_at_a_row_for_each_device_and_the_best_go_on(compiler):
+def test_every_mesh_is_compared_with_whole_blocks_recomputed_and_the_best_go_on(asked):
     search.search(gpt.tiny(), V5E, 1e9, lambda line: None)
-    first = [one for one in compiler if one.model.remat == "full" and one.data.batch_size == 8]
-    meshes = {(one.mesh.data, one.mesh.fsdp, one.mesh.tensor) for one in first}
+    first = {request.mesh for request in asked if remat(request) == "full"}
+    meshes = {(mesh.data, mesh.fsdp, mesh.tensor) for mesh in first}
     assert {(1, 8, 1), (2, 4, 1), (4, 2, 1), (1, 4, 2), (2, 2, 2), (4, 1, 2)} <= meshes
-    others = [one for one in compiler if one.model.remat != "full"]
-    assert len({one.mesh for one in others}) == search.BEST
-    assert {one.model.remat for one in others} == set(search.REMATS) - {"full"}
+    others = [request for request in asked if remat(request) != "full"]
+    assert {mesh.tensor for mesh in (request.mesh for request in others)} == {1}
+    assert len({request.mesh for request in others}) == search.BEST
+    assert {remat(request) for request in others} == set(SHARES) - {"full"}
 
 
-def test_rows_that_do_not_fit_are_not_followed_by_more(compiler):
+def test_a_mesh_takes_a_row_for_each_share_and_then_as_many_as_fit(asked):
+    search.search(gpt.tiny(), V5E, 1e9, lambda line: None)
+    alone = [r for r in asked if r.mesh == asked[0].mesh and remat(r) == "none"]
+    assert [rows(request) for request in alone] == [1, 2]  # the second is one too many
+    many = [r for r in asked if remat(r) == "full" and r.mesh.tensor == 4 and r.mesh.data == 1]
+    assert [rows(request) for request in many] == [0.25, 8, 4]
+
+
+def test_a_model_with_no_room_to_recompute_less_is_not_asked_to_recompute_nothing(
+    monkeypatch, asked
+):
+    monkeypatch.setitem(SHARES, "inner", 1.5)  # a row is more than a device, on any mesh of these
     tried = search.search(gpt.tiny(), V5E, 1e9, lambda line: None)
-    best = tried[0].candidate.experiment.mesh
-    rows = [
-        one.candidate.rows
-        for one in tried
-        if one.candidate.remat == "none" and one.candidate.experiment.mesh == best
-    ]
-    assert sorted(rows) == [8, 16]  # the second is one too many; 32 was not tried
-
-
-def test_a_mesh_that_does_not_divide_the_model_is_a_line_not_an_end(compiler):
-    tried = search.search(gpt.tiny(), V5E, 1e9, lambda line: None)
-    refused = [one for one in tried if "heads" in one.why]
-    assert {one.candidate.experiment.mesh.tensor for one in refused} == {8}
-    assert all("heads do not divide" in one.line() for one in refused)
-
-
-def test_the_smallest_slice_is_the_first_where_something_fits(compiler):
-    tried = search.smallest(gpt.tiny(), CHIPS["v5e"], 1e9, lambda line: None)
-    assert tried[0].candidate.topology.name == "v5e:2x2"
+    assert {remat(request) for request in asked} == {"full", "attention", "inner"}
     assert tried[0].fits
 
 
+def test_what_only_a_sketch_fits_is_passed_over(monkeypatch, asked):
+    compiles = search.make_plan
+
+    def make_plan(request, tokens):
+        if rows(request) == 4:
+            raise DoesNotFitError("does not fit: the sketch was short of memory; split it further")
+        return compiles(request, tokens)
+
+    monkeypatch.setattr(search, "make_plan", make_plan)
+    lines = []
+    tried = search.search(gpt.tiny(), V5E, 1e9, lines.append)
+    assert not tried[0].sketched
+    assert tried[0].candidate.rows == 2 * 8
+    assert any(line.startswith("compiled") and "was short" in line for line in lines)
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_a_line_not_an_end(asked):
+    lines = []
+    tried = search.search(gpt.tiny(), V5E, 1e9, lines.append)
+    refused = [line for line in lines if "heads do not divide" in line]
+    assert refused
+    assert all("tensor 8" in line for line in refused)
+    assert tried[0].fits
+
+
+def test_a_kept_batch_is_computed_in_parts(asked):
+    tried = search.search(gpt.tiny(), V5E, 1e9, lambda line: None, keep_batch=True)
+    batch = gpt.tiny().data.batch_size
+    for one in tried:
+        assert one.candidate.experiment.data.batch_size == batch
+        assert one.candidate.experiment.train.accumulate * one.candidate.rows == batch
+    assert {request.program().batch_size for request in asked} == {batch}
+
+
+def test_the_smallest_slice_is_the_first_where_something_fits(monkeypatch):
+    asked = stub(monkeypatch, lambda request: 0.5, lambda request: 100 * 2**30)
+    slices = [Topology.parse(f"v5e:{shape}") for shape in SLICES["v5e"]]
+    tried = search.smallest(gpt.tiny(), slices, 1e9, lambda line: None)
+    assert tried[0].candidate.topology.name == "v5e:2x4"  # 128 GiB; 2x2 has 64
+    assert tried[0].fits
+    assert {request.topology.name for request in asked} == {"v5e:2x2", "v5e:2x4"}
+    assert search.smallest(gpt.tiny(), slices[:1], 1e9, lambda line: None) == []
+
+
 def test_slices_are_in_the_order_of_their_size():
-    for shapes in search.SLICES.values():
+    assert set(SLICES) == set(CHIPS)
+    for shapes in SLICES.values():
         sizes = [math.prod(map(int, shape.split("x"))) for shape in shapes]
         assert sizes == sorted(sizes)

@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 
-from experiments.launch import slices
-from lineage_jax.pods import DoesNotFitError, Plan, Request
+import pytest
+
+from lineage_jax.pods import DoesNotFitError, Plan, Request, search
+from lineage_jax.pods.plan import ACTIVATIONS
 from lineage_jax.sharding import AXES
 
 
 def stub(
+    monkeypatch: pytest.MonkeyPatch,
     mfu: Callable[[Request], float],
     room: Callable[[Request], float],
     activations: Callable[[Request], float] | None = None,
-):
-    """A `make_plan`, and the list of what it is asked.
+) -> list[Request]:
+    """Puts it in place of the real one, for sketches too; what it will be asked stands in the list.
 
     Args:
+      monkeypatch: takes it away after the test.
       mfu: that a request reaches.
       room: the bytes that a request needs, all devices together.
       activations: how many of them are; all, if not given.
@@ -41,7 +45,7 @@ def stub(
             params=1,
             tokens_per_step=program.tokens_per_step,
             hbm={
-                slices.ACTIVATIONS: round(grows / slice_.num_devices),
+                ACTIVATIONS: round(grows / slice_.num_devices),
                 "state": round((used - grows) / slice_.num_devices),
             },
             hbm_limit=has // slice_.num_devices,
@@ -59,4 +63,6 @@ def stub(
             assumptions=("a stub",),
         )
 
-    return make_plan, asked
+    monkeypatch.setattr(search, "make_plan", make_plan)
+    monkeypatch.setattr(search, "make_sketch", make_plan)
+    return asked
