@@ -1,17 +1,46 @@
 """How a table of scores is cut into blocks, and which of them anybody reads."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from lineage_jax.typing import Array, Float
+from lineage_jax.typing import Array, Float, Int
 
 LANES = 128
 """Numbers in a row of a TPU's vector registers."""
 
 CHUNK_BYTES = 8 * 2**20
 """Of a float32 gradient of queries that stays on the chip: half of the 16 MiB of a TPU v4."""
+
+
+class Spans(NamedTuple):
+    """Which blocks of a row's positions read which, beyond what every row has in common.
+
+    Documents lie side by side, so the blocks that share one with a block are neighbours. Arrays
+    (inside a kernel, references to them) have an entry for each block of each row, row by row.
+
+    Attributes:
+      window: an array of one number: how many keys a query reads at most.
+      begin, end: the first and the last block that share a document with this one.
+      single: the first block from which on, up to the end of this one, all is one document; the
+        next one, if this block is of several.
+    """
+
+    window: Any
+    begin: Any
+    end: Any
+    single: Any
+
+
+def spans(documents: Int[Array, "B T"], size: int, window: Int[Array, "1"]) -> Spans:
+    """The spans of documents that are numbered in the order they come in."""
+    blocks = documents.reshape(documents.shape[0], -1, size)
+    first, last = blocks[:, :, 0], blocks[:, :, -1]  # B N
+    begin = (last[:, None] < first[:, :, None]).sum(-1)
+    end = (first[:, None] <= last[:, :, None]).sum(-1) - 1
+    single = (first[:, None] < last[:, :, None]).sum(-1)
+    return Spans(window, *(x.astype(jnp.int32).ravel() for x in (begin, end, single)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +51,6 @@ class Blocks:
       batch, heads, groups, length, width: of queries [B, T, H, K] and keys [B, T, G, K].
       size: queries, and keys, in a block.
       causal: whether a query reads only keys that are not after it.
-      valid: positions that are no padding.
-      one_document: whether all of these are.
     """
 
     batch: int
@@ -33,8 +60,6 @@ class Blocks:
     width: int
     size: int
     causal: bool
-    valid: int
-    one_document: bool
 
     @property
     def count(self) -> int:
@@ -49,29 +74,38 @@ class Blocks:
 
     @property
     def pairs(self) -> int:
-        """Blocks of scores that are computed, of one head, if there is no window."""
+        """Blocks of scores that are computed, of one head, if each row is one document."""
         return self.count * (self.count + 1) // 2 if self.causal else self.count**2
 
-    def keys_of(self, i: Any, window: Any) -> tuple[Any, Any]:
+    @property
+    def masked(self) -> float:
+        """The share of these in which some score is hidden: a causal mask's diagonal."""
+        return self.count / self.pairs if self.causal else 0.0
+
+    def keys_of(self, spans: Spans, row: Any, i: Any) -> tuple[Any, Any]:
         """The first and the last block of keys that a block of queries reads."""
+        first, last = (x[row * self.count + i] for x in (spans.begin, spans.end))
         if not self.causal:
-            return 0, self.count - 1
-        return jnp.maximum(i * self.size - window + 1, 0) // self.size, i
+            return first, last
+        in_window = jnp.maximum(i * self.size - spans.window[0] + 1, 0) // self.size
+        return jnp.maximum(first, in_window), i
 
-    def queries_of(self, j: Any, window: Any) -> tuple[Any, Any]:
+    def queries_of(self, spans: Spans, row: Any, j: Any) -> tuple[Any, Any]:
         """The first and the last block of queries that read a block of keys."""
+        first, last = (x[row * self.count + j] for x in (spans.begin, spans.end))
         if not self.causal:
-            return 0, self.count - 1
-        last = (j * self.size + self.size - 1 + window - 1) // self.size
-        return j, jnp.minimum(last, self.count - 1)
+            return first, last
+        in_window = (j * self.size + self.size - 1 + spans.window[0] - 1) // self.size
+        return j, jnp.minimum(last, in_window)
 
-    def visible(self, i: Any, j: Any, window: Any) -> tuple[Any, Any]:
-        """Whether any score of a block is to be computed, and whether all of them are."""
-        first, last = self.keys_of(i, window)
+    def visible(self, spans: Spans, row: Any, i: Any, j: Any) -> tuple[Any, Any]:
+        """Whether any score of a block is to be computed, and whether none of it is hidden."""
+        first, last = self.keys_of(spans, row, i)
         some = (first <= j) & (j <= last)
-        if not self.causal:
-            return some, (j + 1) * self.size <= self.valid
-        return some, (j < i) & ((i - j + 1) * self.size <= window)
+        whole = spans.single[row * self.count + jnp.maximum(i, j)] <= jnp.minimum(i, j)
+        if self.causal:
+            whole &= (j < i) & ((i - j + 1) * self.size <= spans.window[0])
+        return some, whole
 
 
 def aligned(width: int) -> bool:

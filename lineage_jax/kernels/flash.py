@@ -9,7 +9,7 @@ import math
 
 import jax.numpy as jnp
 
-from lineage_jax.kernels.blocks import LANES, Blocks, stored, unstored
+from lineage_jax.kernels.blocks import LANES, Blocks, spans, stored, unstored
 from lineage_jax.kernels.flash_tpu import MASKED, backward, forward, inner_products
 from lineage_jax.typing import Array, Float, Int
 
@@ -70,32 +70,34 @@ def flash_attention_backward(
 
 
 def prepared(query, keys, values, causal, window, segment_ids):
-    """The blocks, and window, places, queries, keys and values as the kernels take them."""
+    """The blocks, and spans, places, queries, keys and values as the kernels take them."""
     if window is not None and not causal:
         raise ValueError("a window needs causal attention")
     batch, valid, heads, width = query.shape
     length = math.ceil(valid / LANES) * LANES
     size = next(n for n in (1024, 512, 256, 128) if length % n == 0)
-    one = segment_ids is None
-    blocks = Blocks(batch, heads, keys.shape[2], length, width, size, causal, valid, one)
+    blocks = Blocks(batch, heads, keys.shape[2], length, width, size, causal)
+    if segment_ids is None:
+        segment_ids = jnp.zeros((batch, valid), jnp.int32)
+    documents = numbered(segment_ids, length)
+    places = jnp.arange(length)[None] + 2 * length * documents
     span = jnp.reshape(jnp.asarray(length if window is None else window, jnp.int32), (1,))
-    places = placed(blocks, jnp.zeros((batch, valid), jnp.int32) if one else segment_ids)
-    arrays = (padded(x, length - valid) for x in (query, keys, values))
-    return blocks, (span, (places[:, :, None], places[:, None, :]), *arrays)
+    given = spans(documents, size, span), (places[:, :, None], places[:, None, :])
+    return blocks, (*given, *(padded(x, length - valid) for x in (query, keys, values)))
 
 
-def placed(blocks: Blocks, segment_ids: Int[Array, "B N"]) -> Int[Array, "B T"]:
-    """A place for each position: side by side in a document, and far from any other's.
+def numbered(segment_ids: Int[Array, "B N"], length: int) -> Int[Array, "B T"]:
+    """Documents by their order in the row, at more positions: those are a document of their own.
 
-    Then one comparison says whether a key is in the same document, not after the query, and within
-    the window. Padding is a document of its own. Places wrap around at 2^32, past 2^31 / T
-    documents in a row.
+    A place, position + 2 T document, is as far from another document's as no two positions are, so
+    one comparison says whether a key is in the same document, not after the query, and within the
+    window. Places wrap around at 2^32, past 2^31 / T documents in a row.
     """
-    length, valid = blocks.length, blocks.valid
     begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
+    valid = segment_ids.shape[1]
     begins = jnp.pad(begins, ((0, 0), (0, length - valid)))
     begins = begins.at[:, valid:].set(jnp.arange(valid, length) == valid)
-    return jnp.arange(length)[None] + 2 * length * jnp.cumsum(begins, axis=1, dtype=jnp.int32)
+    return jnp.cumsum(begins, axis=1, dtype=jnp.int32)
 
 
 def padded(heads: Float[Array, "B T H K"], padding: int) -> Float[Array, "..."]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.blocks import LANES, Blocks, aligned
+from lineage_jax.kernels.blocks import LANES, Blocks, Spans, aligned
 
 MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
 VMEM_BYTES = 64 * 2**20
@@ -31,13 +31,11 @@ def visible(blocks: Blocks, queries: Any, keys: Any, window: Any) -> Any:
     return behind < 2 * blocks.length
 
 
-def when_visible(blocks: Blocks, i: Any, j: Any, window: Any, meet: Any) -> None:
-    """Calls `meet(masked)` if the block is read; masked unless every score of it is."""
-    some, whole = blocks.visible(i, j, window)
-    if not blocks.one_document:
-        pl.when(some)(lambda: meet(True))
-        return
-    pl.when(some & whole)(lambda: meet(False))
+def when_visible(blocks: Blocks, spans: Spans, row: Any, i: Any, j: Any, meet: Any) -> None:
+    """Calls `meet(masked)` if a block of scores is read; masked if some of them are not."""
+    some, whole = blocks.visible(spans, row, i, j)
+    if blocks.masked < 1:
+        pl.when(some & whole)(lambda: meet(False))
     pl.when(some & jnp.logical_not(whole))(lambda: meet(True))
 
 
@@ -80,14 +78,15 @@ def block_of_head(
     return pl.BlockSpec((None, None, rows, blocks.width), matrix)
 
 
-def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: bool):
+def forward(blocks: Blocks, spans: Spans, places, query, keys, values, *, interpret: bool):
     """Attended values, stored as the queries are, and logarithmic sums [B, H, 1, T]."""
     b, size, width = blocks, blocks.size, blocks.width
     scale = math.log2(math.e) / math.sqrt(width)  # for powers of two, which are what a TPU has
 
-    def kernel(window_ref, at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest):
+    def kernel(*refs):
+        spans, (at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest) = told(refs)
         out_ref, log_ref, largest_ref, sum_ref, total_ref = rest
-        i, j, window = pl.program_id(2), pl.program_id(3), window_ref[0]
+        row, i, j = (pl.program_id(axis) for axis in (0, 2, 3))
 
         @pl.when(j == 0)
         def start():
@@ -99,7 +98,7 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
             values = values_ref[...]
             scores = product(query_ref[...], keys_ref[...], (1, 1)) * scale  # queries, keys
             if masked:
-                reads = visible(b, at_ref[0], key_at_ref[0], window)
+                reads = visible(b, at_ref[0], key_at_ref[0], spans.window[0])
                 scores = jnp.where(reads, scores, MASKED)
             old = largest_ref[...]
             largest = jnp.maximum(old, scores.max(1, keepdims=True))
@@ -110,7 +109,7 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
             new = product(weights.astype(values.dtype), values, (1, 0))
             total_ref[...] = total_ref[...] * spread(keep, width) + new
 
-        when_visible(b, i, j, window, meet)
+        when_visible(b, spans, row, i, j, meet)
 
         @pl.when(j == b.count - 1)
         def finish():
@@ -120,27 +119,27 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
 
     share = b.heads // b.groups
 
-    def of_queries(n, h, i, j, window):
+    def of_queries(n, h, i, j, *refs):
         return n, h, i
 
-    def of_keys(n, h, i, j, window):
-        return n, h // share, jnp.clip(j, *b.keys_of(i, window[0]))
+    def of_keys(n, h, i, j, *refs):
+        return n, h // share, jnp.clip(j, *b.keys_of(Spans(*refs), n, i))
 
     block = functools.partial(block_of_head, b, size)
     at = [
-        pl.BlockSpec((1, size, 1), lambda n, h, i, j, window: (n, i, 0)),
-        pl.BlockSpec((1, 1, size), lambda n, h, i, j, w: (n, 0, of_keys(n, h, i, j, w)[2])),
+        pl.BlockSpec((1, size, 1), lambda n, h, i, *_: (n, i, 0)),
+        pl.BlockSpec((1, 1, size), lambda n, *at: (n, 0, of_keys(n, *at)[2])),
     ]
     scores = b.batch * b.heads * b.pairs * size**2
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=len(spans),
             grid=(b.batch, b.heads, b.count, b.count),
             in_specs=[*at, block(of_queries), block(of_keys), block(of_keys)],
             out_specs=[
                 block(of_queries),
-                pl.BlockSpec((1, 1, 1, size), lambda n, h, i, j, window: (n, h, 0, i)),
+                pl.BlockSpec((1, 1, 1, size), lambda n, h, i, *_: (n, h, 0, i)),
             ],
             scratch_shapes=[
                 pltpu.VMEM((size, LANES), jnp.float32),
@@ -158,9 +157,10 @@ def forward(blocks: Blocks, window, places, query, keys, values, *, interpret: b
             transcendentals=scores,
             bytes_accessed=2 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
         ),
+        metadata=metadata(b),
         name="flash_attention_forward",
         interpret=interpret,
-    )(window, *places, query, keys, values)
+    )(*spans, *places, query, keys, values)
 
 
 def inner_products(blocks: Blocks, out, out_grad, *, interpret: bool):
@@ -189,7 +189,17 @@ def inner_products(blocks: Blocks, out, out_grad, *, interpret: bool):
 
 
 def backward(
-    blocks: Blocks, window, places, query, keys, values, out_grad, log_sum, inner, *, interpret
+    blocks: Blocks,
+    spans: Spans,
+    places,
+    query,
+    keys,
+    values,
+    out_grad,
+    log_sum,
+    inner,
+    *,
+    interpret: bool,
 ):
     """Gradients of queries, keys and values, stored as these are, and in their types.
 
@@ -199,11 +209,12 @@ def backward(
     scale, share, chunks = 1 / math.sqrt(width), b.heads // b.groups, b.count // blocks.chunk
     log2_e = math.log2(math.e)
 
-    def kernel(window_ref, at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest):
+    def kernel(*refs):
+        spans, (at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest) = told(refs)
         grad_ref, log_ref, inner_ref, of_query_ref, of_keys_ref, of_values_ref, *sums = rest
         query_sum, keys_sum, values_sum = sums
-        j, step, window = pl.program_id(3), pl.program_id(4), window_ref[0]
-        i = pl.program_id(2) * chunk + step
+        row, part, j, step = (pl.program_id(axis) for axis in (0, 2, 3, 4))
+        i = part * chunk + step
 
         @pl.when((j == 0) & (step == 0))
         def start_chunk():
@@ -218,7 +229,7 @@ def backward(
             query, keys, grad = query_ref[...], keys_ref[...], grad_ref[...]
             scores = product(keys, query, (1, 1)) * (scale * log2_e)  # keys, queries
             if masked:
-                reads = visible(b, at_ref[0], key_at_ref[0], window)
+                reads = visible(b, at_ref[0], key_at_ref[0], spans.window[0])
                 scores = jnp.where(reads, scores, MASKED)
             weights = jnp.exp2(scores - log_ref[0, 0] * log2_e)
             values_sum[...] += product(weights.astype(grad.dtype), grad, (1, 0))
@@ -228,7 +239,7 @@ def backward(
             here = pl.ds(pl.multiple_of(step * size, size), size)
             query_sum[here] += product(of_scores, keys, (0, 0))
 
-        when_visible(b, i, j, window, meet)
+        when_visible(b, spans, row, i, j, meet)
 
         @pl.when(step == chunk - 1)
         def finish_keys():
@@ -239,31 +250,31 @@ def backward(
         def finish_chunk():
             of_query_ref[...] = (query_sum[...] * scale).astype(of_query_ref.dtype)
 
-    def read(c, j, step, window):
-        first, last = b.queries_of(j, window[0])
+    def read(n, c, j, step, *refs):
+        first, last = b.queries_of(Spans(*refs), n, j)
         here = jnp.clip(c * chunk + step, first, last)
         return jnp.clip(here, c * chunk, c * chunk + chunk - 1)
 
-    def of_queries(n, h, c, j, step, window):
-        return n, h, read(c, j, step, window)
+    def of_queries(n, h, c, j, step, *refs):
+        return n, h, read(n, c, j, step, *refs)
 
-    def of_keys(n, h, c, j, step, window):
+    def of_keys(n, h, c, j, step, *refs):
         return n, h // share, j
 
-    def of_chunk(n, h, c, j, step, window):
+    def of_chunk(n, h, c, j, step, *refs):
         return n, h, c
 
-    def of_part(n, h, c, j, step, window):
+    def of_part(n, h, c, j, step, *refs):
         return n * chunks + c, h, j
 
-    def by_row(n, h, c, j, step, window):
-        return n, h, 0, read(c, j, step, window)
+    def by_row(n, h, c, j, step, *refs):
+        return n, h, 0, read(n, c, j, step, *refs)
 
     block = functools.partial(block_of_head, b, size)
     row = pl.BlockSpec((1, 1, 1, size), by_row)
     at = [
-        pl.BlockSpec((1, 1, size), lambda n, h, c, j, step, w: (n, 0, read(c, j, step, w))),
-        pl.BlockSpec((1, size, 1), lambda n, h, c, j, step, w: (n, j, 0)),
+        pl.BlockSpec((1, 1, size), lambda n, h, *at: (n, 0, read(n, *at))),
+        pl.BlockSpec((1, size, 1), lambda n, h, c, j, *_: (n, j, 0)),
     ]
     # Of each head of queries, and each chunk of them: what one head of keys and values is read by.
     parts = (b.batch * chunks, *query.shape[1:])
@@ -272,7 +283,7 @@ def backward(
     of_query, of_keys_, of_values = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=len(spans),
             grid=(b.batch, b.heads, chunks, b.count, chunk),
             in_specs=[
                 *(*at, block(of_queries), block(of_keys), block(of_keys)),
@@ -298,9 +309,10 @@ def backward(
             transcendentals=scores,
             bytes_accessed=4 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
         ),
+        metadata=metadata(b),
         name="flash_attention_backward",
         interpret=interpret,
-    )(window, *places[::-1], query, keys, values, out_grad, log_sum, inner)
+    )(*spans, *places[::-1], query, keys, values, out_grad, log_sum, inner)
 
     def whole(x: Any, like: Any) -> Any:
         if aligned(width):
@@ -310,6 +322,17 @@ def backward(
         return x.reshape(like.shape).astype(like.dtype)
 
     return of_query, whole(of_keys_, keys), whole(of_values, values)
+
+
+def told(refs: tuple[Any, ...]) -> tuple[Spans, tuple[Any, ...]]:
+    """What a kernel is told of spans before it begins, and the other references."""
+    count = len(Spans._fields)
+    return Spans(*refs[:count]), refs[count:]
+
+
+def metadata(blocks: Blocks) -> dict[str, str]:
+    """What a cost model has to know of a kernel besides its FLOPs."""
+    return {"masked": f"{blocks.masked:.6f}"}
 
 
 def compiler_params(parallel: int, arbitrary: int = 1) -> Any:

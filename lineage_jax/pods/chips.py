@@ -48,9 +48,10 @@ class Chip:
       price: US dollars an hour on demand; None if unknown.
       products: the share of the peak that the compiler estimates for a large matrix product, of
         8192 x 8192 by 8192 x 8192 numbers.
-      kernels: Pallas kernels, and the share of the peak that each reaches: the cycles that its
-        products need at the peak, over the instructions (VLIW bundles, a cycle each) that the
-        compiler has made of it. Others count at the peak.
+      kernels: Pallas kernels, and the shares of the peak that each reaches in blocks of scores of
+        which some are masked, and of which none is: the cycles that its products need at the peak,
+        over the instructions (VLIW bundles, a cycle each) that the compiler has made of it, and at
+        most 1. Others count at the peak.
       flags: for LIBTPU_INIT_ARGS, to plan with and to run with.
     """
 
@@ -67,16 +68,16 @@ class Chip:
     config: str | None = None
     price: float | None = None
     products: float
-    kernels: tuple[tuple[str, float], ...]
+    kernels: tuple[tuple[str, tuple[float, float]], ...]
     flags: tuple[str, ...] = ASYNC_COLLECTIVES
 
 
-def flash(*, forward: float, backward: float) -> tuple[tuple[str, float], ...]:
-    """Shares of the peak of attention's kernels, whose blocks are 1024 x 1024 x 128, all masked.
+def flash(**shares: tuple[float, float]) -> tuple[tuple[str, tuple[float, float]], ...]:
+    """Shares of the peak of attention's kernels, whose blocks are 1024 x 1024 x 128.
 
     Products of 2^29 and 5 x 2^28 FLOPs (`experiments/LOG.md` has the bundles).
     """
-    return ("flash_attention_forward", forward), ("flash_attention_backward", backward)
+    return tuple((f"flash_attention_{name}", both) for name, both in shares.items())
 
 
 V4 = Chip(
@@ -92,7 +93,7 @@ V4 = Chip(
     config="megacore",  # as on Cloud TPU: both cores are one device
     price=3.22,  # sky
     products=0.93,
-    kernels=flash(forward=0.43, backward=0.76),
+    kernels=flash(forward=(0.42, 0.56), backward=(0.75, 0.87)),
 )
 
 V5E = Chip(
@@ -108,7 +109,7 @@ V5E = Chip(
     price=1.20,  # sky
     flags=ASYNC_COLLECTIVES + CONTINUATION_FUSION,
     products=0.88,
-    kernels=flash(forward=0.63, backward=1.00),
+    kernels=flash(forward=(0.61, 0.72), backward=(0.97, 1.00)),
 )
 
 V5P = Chip(
@@ -123,7 +124,7 @@ V5P = Chip(
     wraps_at=4,
     price=4.20,  # sky
     products=0.90,
-    kernels=flash(forward=0.60, backward=0.94),
+    kernels=flash(forward=(0.58, 0.67), backward=(0.92, 0.95)),
 )
 
 V6E = Chip(
@@ -138,7 +139,7 @@ V6E = Chip(
     wraps_at=16,
     price=2.70,  # sky
     products=0.70,
-    kernels=flash(forward=0.24, backward=0.38),
+    kernels=flash(forward=(0.22, 0.28), backward=(0.36, 0.41)),
 )
 
 TPU7X = Chip(
@@ -153,7 +154,7 @@ TPU7X = Chip(
     wraps_at=4,
     devices=2,  # one for each core, with half of all this
     products=0.81,
-    kernels=flash(forward=0.22, backward=0.36),
+    kernels=flash(forward=(0.21, 0.25), backward=(0.35, 0.38)),
 )
 
 SHAPES_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

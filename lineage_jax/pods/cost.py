@@ -166,7 +166,8 @@ class Walk:
             if not counts:
                 cost.miss("Pallas kernels that state no counts, at the bytes of their arrays")
             flops = counts.get("flops", 0)
-            peak *= dict(chip.kernels).get(one.name.partition(".")[0], 1.0)
+            if shares := dict(chip.kernels).get(one.name.partition(".")[0]):
+                peak /= sum(part / share for part, share in zip(parts(one), shares, strict=True))
             moved = counts.get("bytes_accessed", roofline.moved(self.module, computation, one))
         elif one.opcode == "custom-call" or (opcodes & set(KINDS) and not opcodes & products):
             return 0.0, False
@@ -176,6 +177,13 @@ class Walk:
             moved = roofline.moved(self.module, computation, one)
         computing, moving = flops / peak, moved / self.bandwidth
         return max(computing, moving), computing > moving
+
+
+def parts(kernel: Instruction) -> tuple[float, float]:
+    """Of the blocks that a kernel of attention computes, those that are masked, and the others."""
+    stated = re.search(r"masked\W+([\d.]+)", kernel.attributes)
+    masked = float(stated[1]) if stated else 1.0
+    return masked, 1 - masked
 
 
 class Run:

@@ -179,7 +179,7 @@ def parse(text: str) -> Module:
 def logical_lines(text: str) -> Iterator[str]:
     """Lines of a module, joined where the metadata of a kernel breaks one."""
     begins = re.compile(
-        r"\s+(ROOT )?%?[\w.\-]+ = |(ENTRY )?%?[\w.\-]+ \(.*\) -> |\}|HloModule |\s*$"
+        r"\s+(ROOT )?%?[\w.\-]+ = |(ENTRY )?%?[\w.\-]+ \(.*\) -> |\}\s*$|HloModule |\s*$"
     )
     line = ""
     for part in text.splitlines():

@@ -65,6 +65,8 @@ def distance(actual, expected):
         (256, 2, 2, 16, True, None, False, "float32"),
         (130, 4, 2, 8, True, 37, True, "float32"),
         (300, 3, 1, 24, True, "traced", False, "float32"),  # three blocks, the last one padded
+        (640, 2, 1, 8, True, None, True, "float32"),  # blocks of one document, and of others
+        (640, 2, 1, 8, False, None, True, "float32"),
         (200, 2, 1, 8, False, None, True, "float32"),
         (384, 2, 1, 8, False, None, False, "float32"),
         (128, 2, 1, 192, True, None, True, "float32"),  # wider than a row of lanes, and uneven
@@ -109,24 +111,38 @@ def test_outputs_sums_and_gradients_are_those_of_the_formula(
         assert distance(grad, of) < tolerance
 
 
-def test_blocks_that_no_query_reads_are_neither_fetched_nor_computed():
-    blocks = blocks_module.Blocks(1, 1, 1, 1024, 8, 128, True, 1024, True)
-    window = 200
-    read = np.zeros((blocks.count, blocks.count), bool)
-    at = np.arange(1024)
-    table = (at[:, None] >= at) & (at[:, None] - at < window)
-    tiles = table.reshape(blocks.count, 128, blocks.count, 128).transpose(0, 2, 1, 3)
-    for i in range(blocks.count):
-        for j in range(blocks.count):
-            some, whole = blocks.visible(i, j, window)
-            read[i, j] = some
-            assert bool(some) == tiles[i, j].any()
-            assert bool(some & whole) == tiles[i, j].all()
-    for i in range(blocks.count):
-        first, last = blocks.keys_of(i, window)
-        assert (first, last) == (read[i].argmax(), i)
-        assert (i, blocks.queries_of(i, window)[1]) == (i, np.flatnonzero(read[:, i])[-1])
-    assert blocks.pairs == 36  # without a window: 8 x 9 / 2
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1024, 200])
+@pytest.mark.parametrize("starts", [[[], [600]], [[256], [100, 130, 380, 900]]])
+def test_blocks_that_no_query_reads_are_neither_fetched_nor_computed(causal, window, starts):
+    documents = np.zeros((2, 1024), int)
+    for row, places in enumerate(starts):
+        for place in places:
+            documents[row, place:] += 1
+    blocks = blocks_module.Blocks(2, 1, 1, 1024, 8, 128, causal)
+    spans = blocks_module.spans(jnp.asarray(documents), 128, jnp.asarray([window]))
+    if not causal:
+        window = None
+    table = visible_pairs(2, 1024, causal, window, documents)[:, 0]
+    tiles = table.reshape(2, 8, 128, 8, 128).swapaxes(2, 3)
+    read = np.zeros((2, 8, 8), bool)
+    for row, i, j in np.ndindex(read.shape):
+        some, whole = blocks.visible(spans, row, i, j)
+        read[row, i, j] = some
+        assert bool(some & whole) == tiles[row, i, j].all()
+        assert bool(some) >= tiles[row, i, j].any()  # a window and documents may hide in turn
+        assert window == 200 or bool(some) == tiles[row, i, j].any()
+    for row, i in np.ndindex(2, 8):
+        first, last = blocks.keys_of(spans, row, i)
+        assert list(range(first, last + 1)) == list(np.flatnonzero(read[row, i]))
+        first, last = blocks.queries_of(spans, row, i)
+        assert list(range(first, last + 1)) == list(np.flatnonzero(read[row, :, i]))
+
+
+def test_the_blocks_of_one_document_are_counted():
+    causal, full = (blocks_module.Blocks(1, 1, 1, 1024, 8, 128, causal) for causal in (True, False))
+    assert (causal.pairs, causal.masked) == (36, 8 / 36)  # 8 x 9 / 2, of which the diagonal
+    assert (full.pairs, full.masked) == (64, 0)
 
 
 def test_a_window_without_causal_is_refused():

@@ -69,17 +69,21 @@ KERNEL = """HloModule one, is_scheduled=true
 ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {
   %p = bf16[8,128]{1,0} parameter(0)
   ROOT %flash_attention_forward.3 = bf16[8,128]{1,0} custom-call(%p), \
-custom_call_target="tpu_custom_call", \
-backend_config={"cost_estimate":{"flops":"197000000000","bytes_accessed":"4096"}}
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"masked":"0.250000"
+}}, backend_config={"cost_estimate":{"flops":"197000000000","bytes_accessed":"4096"}}
 }
 """
 
 
-def test_a_kernel_whose_share_of_the_peak_is_known_takes_so_much_longer():
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_kernel_whose_shares_of_the_peak_are_known_takes_so_much_longer(stated):
     torus = Torus(Topology.parse("v5e:2x2"), ((0, 0, 0),))
-    found = Walk(hlo.parse(KERNEL), torus, {"data": 1}).cost()
-    share = dict(torus.topology.chip.kernels)["flash_attention_forward"]
-    assert found.compute == pytest.approx(1e-3 / share, rel=1e-12)  # 197e9 FLOPs at 197e12
+    text = KERNEL if stated else KERNEL.replace("masked", "no such thing")
+    found = Walk(hlo.parse(text), torus, {"data": 1}).cost()
+    masked, whole = dict(torus.topology.chip.kernels)["flash_attention_forward"]
+    expected = 0.25 / masked + 0.75 / whole if stated else 1 / masked
+    assert found.compute == pytest.approx(1e-3 * expected, rel=1e-12)  # 197e9 FLOPs at 197e12
 
 
 @pytest.mark.parametrize("chip", ["v5e", "v5p"])

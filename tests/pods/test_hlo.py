@@ -25,7 +25,10 @@ ENTRY %main.9_spmd (p: bf16[8,128]) -> bf16[8,128] {
   %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
   %start = (u32[]{:T(128)}, bf16[8,128]{1,0}) tuple(%p, %p)
   %loop = (u32[]{:T(128)}, bf16[8,128]{1,0}) while(%start), condition=%condition, body=%body
-  %kernel = bf16[8,128]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", metadata={
+  %kernel = bf16[8,128]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"masked":"0.4"
+}}, metadata={
 op_name="a kernel
 of two lines"}
   ROOT %result = bf16[8,128]{1,0} get-tuple-element(%loop), index=1
@@ -61,6 +64,7 @@ def test_a_line_that_metadata_breaks_is_one_instruction(module):
     kernel = module.entry.instructions["kernel"]
     assert kernel.opcode == "custom-call"
     assert kernel.operands == ("p",)
+    assert '"masked":"0.4"' in kernel.attributes
     assert "of two lines" in kernel.attributes
 
 
