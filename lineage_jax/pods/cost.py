@@ -24,6 +24,10 @@ FREE = frozenset(
 )
 """Opcodes that take no time."""
 
+ESTIMATED = 0.4
+"""Of the memory's bandwidth: what the compiler's estimates for fusions without products come to,
+0.33 to 0.43 in planned steps (`experiments/LOG.md`), for where it makes none."""
+
 STATED = re.compile(r'"(flops|bytes_accessed)":"(\d+)"')
 """Counts that a Pallas kernel states (`pl.CostEstimate`)."""
 
@@ -175,6 +179,8 @@ class Walk:
             flops = roofline.flops(self.module, computation, one)
             peak *= chip.products
             moved = roofline.moved(self.module, computation, one)
+            if not flops:
+                moved = moved / ESTIMATED
         computing, moving = flops / peak, moved / self.bandwidth
         return max(computing, moving), computing > moving
 

@@ -6,6 +6,9 @@ FLOPs at the peak, or as its bytes at the memory's bandwidth, whichever is longe
 
 import math
 import re
+from collections.abc import Mapping
+
+import numpy as np
 
 from lineage_jax.pods.hlo import Computation, Instruction, Module
 
@@ -26,21 +29,42 @@ def flops(module: Module, computation: Computation, one: Instruction) -> int:
 
 
 def terms(computation: Computation, product: Instruction) -> int:
-    """Pairs of numbers that a product multiplies.
-
-    Where a convolution's left side is dilated, its zeros do not count: a TPU writes products of a
-    batch of matrices so.
-    """
+    """Pairs of numbers that a product multiplies."""
     left, right = (operand.arrays[0].dims for operand in computation.operands(product))
+    out = product.arrays[0].dims
     if axes := re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes):
-        summed = math.prod(left[int(axis)] for axis in axes[1].split(",") if axis)
-    else:
-        labels = re.search(r"dim_labels=\w+_(\w+)->", product.attributes)
-        assert labels is not None, product.attributes
-        summed = math.prod(right) // right[labels[1].index("o")]
-        if dilated := re.search(r"lhs_dilate=([\dx]+)", product.attributes):
-            summed //= math.prod(map(int, dilated[1].split("x")))
-    return math.prod(product.arrays[0].dims) * summed
+        return math.prod(out) * math.prod(left[int(axis)] for axis in axes[1].split(",") if axis)
+    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes)
+    assert found is not None, product.attributes
+    given, kernel, made = (
+        dict(zip(labels, dims, strict=True))
+        for labels, dims in zip(found.groups(), (left, right, out), strict=True)
+    )
+    count = made["b"] * made["f"] * kernel["i"]
+    for axis in (label for label in made if label.isdigit()):
+        count *= meetings(given[axis], kernel[axis], made[axis], window(product, int(axis)))
+    return count
+
+
+def window(convolution: Instruction, axis: int) -> dict[str, int]:
+    """Of one spatial axis: its stride, dilations, and the padding before it."""
+    found = re.search(r"window=\{([^}]*)\}", convolution.attributes)
+    fields = dict(field.split("=") for field in found[1].split()) if found else {}
+    each = {name: value.split("x")[axis].split("_")[0] for name, value in fields.items()}
+    defaults = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+    return {name: int(each.get(name, default)) for name, default in defaults.items()}
+
+
+def meetings(left: int, right: int, out: int, window: Mapping[str, int]) -> int:
+    """How often a number of the left meets one of the right along one axis of a convolution.
+
+    Padding does not count, nor do zeros between what is dilated: a TPU writes products of a batch
+    of matrices so.
+    """
+    stretch = window["lhs_dilate"]
+    at = np.arange(out)[:, None] * window["stride"] + np.arange(right) * window["rhs_dilate"]
+    at -= window["pad"]
+    return int(((at >= 0) & (at < left * stretch) & (at % stretch == 0)).sum())
 
 
 def moved(module: Module, computation: Computation, one: Instruction) -> int:

@@ -97,10 +97,5 @@ def test_gpt3_fits_512_chips_its_gradients_are_scattered_and_a_sketch_knows():
     assert 0.85 < sketch.hbm_total / plan.hbm_total < 1.01
     assert sketch.exposed == pytest.approx(plan.exposed, rel=0.02)
     assert sketch.compile_seconds < 0.5 * plan.compile_seconds
-
-    def sent(plan):
-        return {
-            (row.kind, row.axes, row.count, row.asynchronous, row.bytes) for row in plan.traffic
-        }
-
-    assert sent(sketch) == sent(plan)
+    for row, sketched in zip(plan.traffic, sketch.traffic, strict=True):
+        assert dataclasses.replace(sketched, exposed=row.exposed) == row

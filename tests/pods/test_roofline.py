@@ -37,15 +37,24 @@ BATCH = """
             2 * 4 * 256 * 64 * 512,
         ),
         (
-            PRODUCT,
+            PRODUCT.replace("[64,512]", "[64,512,1]"),
             "ROOT %y = bf16[4,256,512] convolution(%x, %w), window={size=1}, "
-            "dim_labels=0bf_io->0bf",
+            "dim_labels=0bf_io0->0bf",
             2 * 4 * 256 * 64 * 512,
         ),
         (  # x^T g: the rows of the batch are a window, and summed
             GRADIENT,
             "ROOT %y = bf16[64,512,1] convolution(%x, %w), window={size=4}, "
             "dim_labels=0fb_0io->bf0",
+            2 * 4 * 256 * 64 * 512,
+        ),
+        (  # one row of a batch meets the four of another, one at a time: the rest is padding
+            """
+  %x = bf16[512,64,1] parameter(0)
+  %w = bf16[4,256,64] parameter(1)
+""",
+            "ROOT %y = bf16[512,4,256] convolution(%x, %w), window={size=4 pad=3_3 "
+            "rhs_reversal=1}, dim_labels=bf0_0oi->b0f",
             2 * 4 * 256 * 64 * 512,
         ),
         (  # eight products; dilated with zeros, the eight windows meet one matrix each
@@ -68,8 +77,8 @@ def test_a_fusion_counts_the_products_in_it_and_reads_what_they_read():
   %n = s32[] parameter(2)
   %zero = s32[] constant(0)
   %layer = bf16[1,64,512] dynamic-slice(%b, %n, %zero, %zero), dynamic_slice_sizes={1,64,512}
-  %flat = bf16[64,512] bitcast(%layer)
-  ROOT %y = bf16[4,256,512] convolution(%a, %flat), window={size=1}, dim_labels=0bf_io->0bf
+  %turned = bf16[64,512,1] bitcast(%layer)
+  ROOT %y = bf16[4,256,512] convolution(%a, %turned), window={size=1}, dim_labels=0bf_io0->0bf
 }
 """
     given = """
