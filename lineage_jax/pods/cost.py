@@ -26,7 +26,7 @@ FREE = frozenset(
 
 ESTIMATED = 0.4
 """Of the memory's bandwidth: what the compiler's estimates for fusions without products come to,
-0.33 to 0.43 in planned steps (`experiments/LOG.md`), for where it makes none."""
+0.33 to 0.43 in planned steps (`experiments/LOG.md`); for sketches, where it makes none."""
 
 STATED = re.compile(r'"(flops|bytes_accessed)":"(\d+)"')
 """Counts that a Pallas kernel states (`pl.CostEstimate`)."""
@@ -112,6 +112,8 @@ class Walk:
           mesh: the mesh's axes and their extents, outermost first.
         """
         self.module, self.torus, self.mesh = module, torus, mesh
+        lines = (one for part in module.computations.values() for one in part.instructions.values())
+        self.sketched = all(one.cycles is None for one in lines)
         self._known: dict[str, Cost] = {}
 
     def cost(self) -> Cost:
@@ -179,9 +181,9 @@ class Walk:
             flops = roofline.flops(self.module, computation, one)
             peak *= chip.products
             moved = roofline.moved(self.module, computation, one)
-            if not flops:
-                moved = moved / ESTIMATED
         computing, moving = flops / peak, moved / self.bandwidth
+        if self.sketched and not flops:
+            moving /= ESTIMATED
         return max(computing, moving), computing > moving
 
 

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from lineage_jax import cli
+from lineage_jax.pods import search
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,7 +20,10 @@ pytestmark = [
 SMALL = ["--vocab-size", "257", "--seq-len", "64", "--batch-tokens", "2048"]
 
 
-def test_a_small_fit_becomes_a_run_on_eight_chips(fit_json, tmp_path, capsys):
+def test_a_small_fit_becomes_a_run_on_eight_chips(fit_json, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(search, "TENSOR", (1, 2))
+    monkeypatch.setattr(search, "DATA", (1,))
+    monkeypatch.setattr(search, "SURE", 1)
     path = tmp_path / "run.json"
     words = ["--flops", "1e15", "--topology", "v5e:2x4", *SMALL, "--json", str(path)]
     cli.main(["launch", fit_json, *words])
