@@ -6,6 +6,7 @@ hlo          the text that the compiler leaves
 network      what a collective sends, and how long the torus takes
 cost         a walk through the schedule
 roofline     what the walk counts by itself
+memory       what layers leave for the backward pass
 plan         all of it, as a table
 search       the fastest mesh, and the smallest slice
 """

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from lineage_jax.pods import hlo
 from lineage_jax.pods.aot import Compiled, Request, compile_step, sketch_step
 from lineage_jax.pods.cost import Cost, Walk
+from lineage_jax.pods.memory import activations
 from lineage_jax.pods.network import HOP_SECONDS, Torus
 from lineage_jax.pods.topologies import Topology
 
@@ -19,8 +20,9 @@ UNSEEN = (
 )
 """What no compiler can tell."""
 
-ACTIVATIONS = "activations and temporaries"
-"""The part of a plan's memory that grows with the rows of a batch."""
+ACTIVATIONS, TEMPORARIES = "activations", "temporaries"
+"""The parts of a plan's memory that grow with the rows of a batch: what layers leave for the
+backward pass, and all else that is neither state nor data."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,8 @@ def make_sketch(request: Request, tokens: float) -> Plan:
 def predict(compiled: Compiled, topology: Topology, tokens: float) -> Plan:
     """The plan of a compiled step."""
     chip = topology.chip
-    cost = Walk(hlo.parse(compiled.hlo), Torus(topology, compiled.coords), compiled.axes).cost()
+    module = hlo.parse(compiled.hlo)
+    cost = Walk(module, Torus(topology, compiled.coords), compiled.axes).cost()
     per_second = compiled.tokens_per_step / cost.seconds
     hours = tokens / per_second / 3600
     rows = [
@@ -199,7 +202,7 @@ def predict(compiled: Compiled, topology: Topology, tokens: float) -> Plan:
         mesh={axis: size for axis, size in compiled.axes.items() if size > 1},
         params=compiled.num_params,
         tokens_per_step=compiled.tokens_per_step,
-        hbm=hbm(compiled),
+        hbm=hbm(compiled, activations(module)),
         hbm_limit=chip.hbm_bytes // chip.devices,
         compute=cost.compute,
         memory=cost.memory,
@@ -216,12 +219,13 @@ def predict(compiled: Compiled, topology: Topology, tokens: float) -> Plan:
     )
 
 
-def hbm(compiled: Compiled) -> dict[str, int]:
-    """Bytes of a device's memory, by part."""
+def hbm(compiled: Compiled, saved: int) -> dict[str, int]:
+    """Bytes of a device's memory, by part, of which activations take `saved`."""
     return {
         **compiled.parts,
         "padding of these": compiled.arguments - sum(compiled.parts.values()),
-        ACTIVATIONS: compiled.temporaries,
+        ACTIVATIONS: saved,
+        TEMPORARIES: compiled.temporaries - saved,
         "results not in place": compiled.outputs - compiled.aliased,
         "code": compiled.code,
     }
@@ -244,6 +248,11 @@ def assumptions(topology: Topology, cost: Cost) -> Iterator[str]:
         "synchronous collectives hold the device; asynchronous ones pass beside what runs until "
         "they end, or, where they are fused into matrix products, during those alone"
     )
+    for kernel, (masked, whole) in chip.kernels:
+        yield (
+            f"{kernel} at {masked:.0%} of the peak in blocks of scores of which some are masked, "
+            f"at {whole:.0%} in others, rows taken for one document each"
+        )
     yield f"flags: {' '.join(chip.flags)}"
     if chip.price is not None:
         yield f"{chip.price:.2f} USD a chip hour, on demand, all chips at work all the time"

@@ -13,7 +13,7 @@ from typing import Any
 
 from lineage_jax.pods.aot import Request
 from lineage_jax.pods.chips import GIB
-from lineage_jax.pods.plan import ACTIVATIONS, Plan, make_plan, make_sketch
+from lineage_jax.pods.plan import ACTIVATIONS, TEMPORARIES, Plan, make_plan, make_sketch
 from lineage_jax.pods.topologies import Topology
 from lineage_jax.sharding import RULES, MeshConfig
 
@@ -194,7 +194,8 @@ def more_rows(first: Tried, most: int) -> Iterator[int]:
     """Rows that may fit where the first does, the most first: its own times a power of two."""
     if first.plan is None or not first.fits:
         return
-    room = (first.plan.hbm_limit - first.plan.hbm_total) / max(1, first.plan.hbm[ACTIVATIONS])
+    grows = first.plan.hbm[ACTIVATIONS] + first.plan.hbm[TEMPORARIES]
+    room = (first.plan.hbm_limit - first.plan.hbm_total) / max(1, grows)
     times = 2 ** math.ceil(math.log2(1 + room))
     while times > 1:
         if times * first.candidate.rows <= most:

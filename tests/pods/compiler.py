@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lineage_jax.pods import DoesNotFitError, Plan, Request, search
-from lineage_jax.pods.plan import ACTIVATIONS
+from lineage_jax.pods.plan import ACTIVATIONS, TEMPORARIES
 from lineage_jax.sharding import AXES
 
 
@@ -45,7 +45,8 @@ def stub(
             params=1,
             tokens_per_step=program.tokens_per_step,
             hbm={
-                ACTIVATIONS: round(grows / slice_.num_devices),
+                ACTIVATIONS: 0,
+                TEMPORARIES: round(grows / slice_.num_devices),
                 "state": round((used - grows) / slice_.num_devices),
             },
             hbm_limit=has // slice_.num_devices,
