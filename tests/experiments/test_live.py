@@ -21,9 +21,8 @@ SMALL = ["--vocab-size", "257", "--seq-len", "64", "--batch-tokens", "2048"]
 
 
 def test_a_small_fit_becomes_a_run_on_eight_chips(fit_json, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(search, "TENSOR", (1, 2))
-    monkeypatch.setattr(search, "DATA", (1,))
-    monkeypatch.setattr(search, "SURE", 1)
+    for name, value in dict(TENSOR=(1, 2), DATA=(1,), REMATS=("full",), SURE=1).items():
+        monkeypatch.setattr(search, name, value)
     path = tmp_path / "run.json"
     words = ["--flops", "1e15", "--topology", "v5e:2x4", *SMALL, "--json", str(path)]
     cli.main(["launch", fit_json, *words])
