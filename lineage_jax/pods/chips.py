@@ -26,6 +26,14 @@ ASYNC_COLLECTIVES = (
 CONTINUATION_FUSION = ("--xla_tpu_overlap_compute_collective_tc=true",)
 """A collective inside the loop of a matrix product; v5p and v6e refuse to compile with it."""
 
+SPARSE_CORES = (
+    "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true",
+    "--xla_tpu_enable_sparse_core_collective_offload_all_reduce=true",
+    "--xla_tpu_use_tc_device_shape_on_sc=true",
+    "--xla_sc_disable_megacore_partitioning=true",
+)
+"""Sums over devices by the SparseCores of a v6e, beside whatever the chip computes."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
@@ -138,6 +146,7 @@ V6E = Chip(
     torus_dims=2,
     wraps_at=16,
     price=2.70,  # sky
+    flags=ASYNC_COLLECTIVES + SPARSE_CORES,
     products=0.70,
     kernels=flash(forward=(0.22, 0.28), backward=(0.36, 0.41)),
 )

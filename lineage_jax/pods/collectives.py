@@ -68,23 +68,24 @@ def exchanges(module: Module, computation: Computation, one: Instruction) -> lis
     """What an instruction has to do with collectives.
 
     Asynchronous collectives are written in three ways: "all-gather-start" and "all-gather-done";
-    "async-start" and "async-done", which call a computation; and fusions that a TPU moves along
-    inside of matrix products, whose parts share a channel.
+    "async-start" (or "call-start") and "async-done", which call a computation, on another core
+    maybe; and fusions that a TPU moves along inside of matrix products, whose parts share a
+    channel.
     """
     name, _, part = one.opcode.rpartition("-")
     if one.opcode in KINDS:
         return [Exchange(read(module, computation, one), "whole", one.name)]
     if part == "start" and name in KINDS:
         return [Exchange(read(module, computation, one, name), "start", one.name)]
-    if part == "done" and (name in KINDS or name == "async"):
+    if part == "done":  # of whatever began
         return [Exchange(None, "done", one.operands[0])]
-    if one.opcode not in ("fusion", "async-start"):
+    if one.opcode != "fusion" and part != "start":
         return []
     inside = [*module.inside(one)]
     found = {channel(inner): (where, inner) for where, inner in inside if inner.opcode in KINDS}
     if not found:
         return []
-    if one.opcode == "async-start":
+    if part == "start":
         ((where, inner),) = found.values()
         return [Exchange(read(module, where, inner), "start", one.name)]
     targets = " ".join(inner.attributes for _, inner in inside if inner.opcode == "custom-call")

@@ -113,7 +113,7 @@ class Walk:
         """
         self.module, self.torus, self.mesh = module, torus, mesh
         lines = (one for part in module.computations.values() for one in part.instructions.values())
-        self.sketched = all(one.cycles is None for one in lines)
+        self.sketched = all(one.cycles is None for one in lines if one.opcode == "fusion")
         self._known: dict[str, Cost] = {}
 
     def cost(self) -> Cost:

@@ -165,7 +165,7 @@ def parse(text: str) -> Module:
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line):
             name, lines = header[2], {}
             entry = name if header[1] else entry
-        elif line == "}":
+        elif re.fullmatch(r"\}(, execution_thread=.*)?", line):
             computations[name] = Computation(name, lines)
         elif " = " in line and not line.startswith("HloModule "):
             one = instruction(line)
@@ -179,7 +179,8 @@ def parse(text: str) -> Module:
 def logical_lines(text: str) -> Iterator[str]:
     """Lines of a module, joined where the metadata of a kernel breaks one."""
     begins = re.compile(
-        r"\s+(ROOT )?%?[\w.\-]+ = |(ENTRY )?%?[\w.\-]+ \(.*\) -> |\}\s*$|HloModule |\s*$"
+        r"\s+(ROOT )?%?[\w.\-]+ = |(ENTRY )?%?[\w.\-]+ \(.*\) -> |"
+        r"\}(, execution_thread=.*)?$|HloModule |\s*$"
     )
     line = ""
     for part in text.splitlines():

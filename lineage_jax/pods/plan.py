@@ -165,8 +165,8 @@ def make_sketch(request: Request, tokens: float) -> Plan:
     """A first plan, from a program without code: seconds to make, where `make_plan` takes minutes.
 
     A fusion then takes as long as its FLOPs at the share of the peak that a large product reaches,
-    or as its bytes. Steps came out up to a fifth too fast, and memory a tenth too little, with the
-    wait for the links as in the plan (`experiments/LOG.md`).
+    or as its bytes. Steps came out up to 15 % too fast, memory up to 28 % too little, and the wait
+    for the links as in the plan (`experiments/LOG.md`).
 
     Args:
       request, tokens: as for `make_plan`.

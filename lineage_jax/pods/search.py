@@ -183,7 +183,7 @@ def fastest(tried: Iterable[Tried]) -> list[Tried]:
 def unlike_first(ranked: Sequence[Tried]) -> list[Tried]:
     """The first with each kind of recomputation, then the others.
 
-    Sketches of one kind err alike, by little; from kind to kind by up to a fifth.
+    Sketches of one kind err alike; of another kind, by more or less (`experiments/LOG.md`).
     """
     first: dict[str, Tried] = {}
     for one in ranked:

@@ -153,6 +153,16 @@ custom_call_target="AsyncCollectiveStart"
 custom_call_target="AsyncCollectiveDone"
 }
 
+%called (c: f32[128,512]) -> f32[256,512] {
+  %c = f32[128,512]{1,0} parameter(0)
+  ROOT %gather.4 = f32[256,512]{1,0} all-gather(%c), channel_id=7, replica_groups={{0,1}}
+}, execution_thread="sparsecore"
+
+%thread (e: f32[128,512]) -> f32[256,512] {
+  %e = f32[128,512]{1,0} parameter(0)
+  ROOT %call.1 = f32[256,512]{1,0} call(%e), to_apply=%called
+}, execution_thread="sparsecore"
+
 ENTRY %main (x: f32[128,512]) -> f32[256,512] {
   %x = f32[128,512]{1,0} parameter(0)
   BODY
@@ -168,6 +178,11 @@ FUSED = """%start = (f32[128,512]{1,0}, f32[256,512]{1,0}) fusion(%x), kind=kCus
   %work = f32[128,512]{1,0} fusion(%part), kind=kOutput, calls=%along, \
 backend_config={"continuation_config":{},"estimated_cycles":"CYCLES"}
   ROOT %done = f32[256,512]{1,0} fusion(%work), kind=kCustom, calls=%finish"""
+ELSEWHERE = """%start = ((f32[128,512]{1,0}), f32[256,512]{1,0}) async-start(%x), \
+async_execution_thread="sparsecore", calls=%thread
+  %work = f32[128,512]{1,0} negate(%x), backend_config={"estimated_cycles":"CYCLES"}
+  ROOT %done = f32[256,512]{1,0} async-done(%start)"""
+CALLED = ELSEWHERE.replace("async-start", "call-start").replace("async-done", "call-done")
 GATHER = 1e-6 + LOCAL / 45e9
 """Seconds on the one link between two neighbours."""
 
@@ -180,7 +195,7 @@ def hidden(body: str, **cycles: int) -> Cost:
     return Walk(hlo.parse(text), torus, {"fsdp": 2}).cost()
 
 
-@pytest.mark.parametrize(("body", "cycles"), [(APART, {}), (FUSED, {"IDLE": 0})])
+@pytest.mark.parametrize(("body", "cycles"), [(APART, {}), (FUSED, {"IDLE": 0}), (ELSEWHERE, {})])
 def test_an_asynchronous_collective_hides_behind_the_work_between_its_ends(body, cycles):
     short = hidden(body, CYCLES=3000, **cycles)  # 2 us, not enough
     assert short.exposed == pytest.approx(GATHER - 2e-6, rel=1e-9)
