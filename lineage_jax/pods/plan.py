@@ -245,8 +245,9 @@ def assumptions(topology: Topology, cost: Cost) -> Iterator[str]:
         "dimensions of a group at once; one collective on the links at a time"
     )
     yield (
-        "synchronous collectives hold the device; asynchronous ones pass beside what runs until "
-        "they end, or, where they are fused into matrix products, during those alone"
+        "synchronous collectives hold the device; asynchronous ones, on SparseCores too, pass "
+        "beside what runs until they end, or, where they are fused into matrix products, during "
+        "those alone"
     )
     for kernel, (masked, whole) in chip.kernels:
         yield (
