@@ -195,7 +195,9 @@ def hidden(body: str, **cycles: int) -> Cost:
     return Walk(hlo.parse(text), torus, {"fsdp": 2}).cost()
 
 
-@pytest.mark.parametrize(("body", "cycles"), [(APART, {}), (FUSED, {"IDLE": 0}), (ELSEWHERE, {})])
+@pytest.mark.parametrize(
+    ("body", "cycles"), [(APART, {}), (FUSED, {"IDLE": 0}), (ELSEWHERE, {}), (CALLED, {})]
+)
 def test_an_asynchronous_collective_hides_behind_the_work_between_its_ends(body, cycles):
     short = hidden(body, CYCLES=3000, **cycles)  # 2 us, not enough
     assert short.exposed == pytest.approx(GATHER - 2e-6, rel=1e-9)
