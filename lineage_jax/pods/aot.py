@@ -63,6 +63,7 @@ class Compiled:
       axes: the mesh's axes and their extents, outermost first.
       tokens_per_step, flops_per_token: the program's.
       compile_seconds: what tracing and compiling took here.
+      sketched: whether this is one.
     """
 
     hlo: str
@@ -78,6 +79,7 @@ class Compiled:
     tokens_per_step: int
     flops_per_token: int
     compile_seconds: float
+    sketched: bool = False
 
     @property
     def hbm(self) -> int:
@@ -211,6 +213,7 @@ def sketch_here(request: Request, folder: pathlib.Path) -> Compiled:
         temporaries=total - arguments,
         code=0,
         compile_seconds=time.perf_counter() - start,
+        sketched=True,
         **described,
     )
 

@@ -103,17 +103,18 @@ class Cost:
 class Walk:
     """Costs a module, each computation once however often it is called."""
 
-    def __init__(self, module: Module, torus: Torus, mesh: Mapping[str, int]):
+    def __init__(
+        self, module: Module, torus: Torus, mesh: Mapping[str, int], sketched: bool = False
+    ):
         """Prepares a walk.
 
         Args:
           module: the program of one device.
           torus: its links.
           mesh: the mesh's axes and their extents, outermost first.
+          sketched: whether the compiler has not estimated its fusions yet.
         """
-        self.module, self.torus, self.mesh = module, torus, mesh
-        lines = (one for part in module.computations.values() for one in part.instructions.values())
-        self.sketched = all(one.cycles is None for one in lines if one.opcode == "fusion")
+        self.module, self.torus, self.mesh, self.sketched = module, torus, mesh, sketched
         self._known: dict[str, Cost] = {}
 
     def cost(self) -> Cost:
@@ -166,7 +167,7 @@ class Walk:
         opcodes, products = {inner.opcode for inner in inside}, roofline.PRODUCTS
         if one.cycles is not None:
             return one.cycles / chip.clock, bool(opcodes & products)
-        peak = chip.peak_flops / chip.devices
+        peak, moved = chip.peak_flops / chip.devices, 0.0
         if "tpu_custom_call" in one.attributes:
             counts = {name: int(n) for name, n in STATED.findall(one.attributes)}
             if not counts:
@@ -181,9 +182,9 @@ class Walk:
             flops = roofline.flops(self.module, computation, one)
             peak *= chip.products
             moved = roofline.moved(self.module, computation, one)
+            if self.sketched and not flops:
+                moved /= ESTIMATED
         computing, moving = flops / peak, moved / self.bandwidth
-        if self.sketched and not flops:
-            moving /= ESTIMATED
         return max(computing, moving), computing > moving
 
 

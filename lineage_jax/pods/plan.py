@@ -181,7 +181,8 @@ def predict(compiled: Compiled, topology: Topology, tokens: float) -> Plan:
     """The plan of a compiled step."""
     chip = topology.chip
     module = hlo.parse(compiled.hlo)
-    cost = Walk(module, Torus(topology, compiled.coords), compiled.axes).cost()
+    torus = Torus(topology, compiled.coords)
+    cost = Walk(module, torus, compiled.axes, compiled.sketched).cost()
     per_second = compiled.tokens_per_step / cost.seconds
     hours = tokens / per_second / 3600
     rows = [

@@ -27,7 +27,7 @@ DATA = (1, 2, 4)
 """Replicas of all shares: weights then travel along fewer dimensions of the torus."""
 
 ROWS = 8
-"""Of a batch for each device, at most."""
+"""For each device, at most, of a batch that may be any."""
 
 BEST = 3
 """Meshes that are tried with less that is recomputed."""
@@ -132,6 +132,8 @@ def search(
       What fits: first what was compiled, then what was sketched, the fastest of each first.
     """
 
+    most = experiment.data.batch_size if keep_batch else ROWS * topology.num_devices
+
     def tried(candidate: Candidate, sketched: bool) -> Tried:
         found = attempt(candidate, tokens, sketched)
         say(found.line())
@@ -144,7 +146,7 @@ def search(
             return tried(change(experiment, topology, mesh, remat, rows, keep_batch), True)
 
         found = [sketch(shares(mesh))]
-        for rows in more_rows(found[0], ROWS * topology.num_devices):
+        for rows in more_rows(found[0], most):
             found.append(sketch(rows))
             if found[-1].fits:
                 break

@@ -27,7 +27,7 @@ def cost(name: str, sketched: bool = False) -> Cost:
     given = json.loads(head.removeprefix("// "))
     coords = tuple(tuple(place) for place in given["coords"])
     torus = Torus(Topology.parse(given["topology"]), coords)
-    return Walk(hlo.parse(text), torus, given["axes"]).cost()
+    return Walk(hlo.parse(text), torus, given["axes"], sketched).cost()
 
 
 def test_a_matrix_product_takes_its_flops_over_the_peak():
