@@ -96,6 +96,11 @@ PRESETS: Mapping[str, Callable[[], LlamaExperiment]] = {
     "llama2_70b": lambda: preset(
         llama.llama2_70b(), rate=1.5e-4, num_tokens=2 * 10**12, epsilon=1e-5
     ),
+    # Llama 3's table 3 and section 3.1: 15 T tokens. Mistral's paper prints neither a learning rate
+    # nor tokens: those of LLaMA's table 2.
+    "mistral_7b": lambda: preset(llama.mistral_7b(), rate=3e-4, num_tokens=10**12),
+    "llama3_8b": lambda: preset(llama.llama3_8b(), rate=3e-4, num_tokens=15 * 10**12),
+    "llama3_1_8b": lambda: preset(llama.llama3_1_8b(), rate=3e-4, num_tokens=15 * 10**12),
 }
 
 

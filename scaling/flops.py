@@ -67,7 +67,7 @@ def llama(config: LlamaConfig, seq_len: int, *, causal: bool = True) -> ForwardF
     c = config
     inner, shared = c.num_heads * head_dim(c), c.num_kv_heads * head_dim(c)
     weights = 2 * c.embed_dim * (inner + shared) + 3 * c.embed_dim * c.mlp_dim
-    reads = c.num_layers * _keys_read(seq_len, None, causal)
+    reads = c.num_layers * _keys_read(seq_len, c.window, causal)
     return ForwardFlops(
         blocks=2 * c.num_layers * weights,
         attention=round(4 * inner * reads / seq_len),

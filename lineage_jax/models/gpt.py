@@ -32,7 +32,7 @@ from lineage_jax.nn import (
     decoder_mask,
     stack,
 )
-from lineage_jax.typing import Array, Float, Int, Precision
+from lineage_jax.typing import Array, Bool, Float, Int, Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class GPTConfig:
     """Norms before each sublayer and after the last (GPT-2), or after each sublayer (GPT-1)."""
     local_window: int | None = None
     """If given, every second layer reads only this many last tokens (GPT-3, section 2.1)."""
+    tied_embeddings: bool = True
+    """Whether the table of tokens also scores them (GPT-1, section 3.1), or there is a second."""
     dropout_rate: float = 0.0
     """On embeddings, attention weights and sublayers; GPT-1, section 4.1, has 0.1."""
     init_std: float = 0.02
@@ -247,6 +249,7 @@ class GPT(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         train: bool = False,
+        mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], KVCache | None]:
         """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
 
@@ -258,14 +261,16 @@ class GPT(nn.Module):
           cache: keys and values of earlier positions (`empty_cache`); the tokens are written to
             it at `positions`, which must then be given.
           train: whether dropout acts; it then needs an rng named "dropout".
+          mask: False for padding, which nothing reads; right-padded rows need none.
 
         Returns:
-          The logits, and the cache with these tokens in it (None if none was given).
+          The logits, and the cache with these tokens in it (None if none was given). Asked for
+          intermediates, it gives "hidden" too, [B, T, D]: what the logits are made of.
         """
         c = self.config
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         length = tokens.shape[1]
-        positions, mask = decoder_mask(length, c.max_len, positions, segment_ids, cache)
+        positions, reads = decoder_mask(length, c.max_len, positions, segment_ids, cache, mask)
         embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
         place = Embed(c.max_len, c.embed_dim, "position", c.init_std, name="positions", **types)
         x = embed(tokens) + place(positions)  # B T D
@@ -274,10 +279,14 @@ class GPT(nn.Module):
 
         blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
         per_layer = (windows(c), cache)
-        x, cache = blocks(c, train, name="blocks")(x, (positions, mask), per_layer)
+        x, cache = blocks(c, train, name="blocks")(x, (positions, reads), per_layer)
         if c.norm_first:
             x = LayerNorm(c.norm_epsilon, name="final_norm", **types)(x)
-        return embed.attend(x), cache  # B T V, the table tied
+        self.sow("intermediates", "hidden", x)
+        head = embed
+        if not c.tied_embeddings:
+            head = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="head", **types)
+        return head.attend(x), cache  # B T V
 
 
 def windows(config: GPTConfig) -> Int[Array, "L"]:
@@ -298,11 +307,12 @@ def empty_cache(config: GPTConfig, batch_size: int, length: int) -> KVCache:
 def num_params(config: GPTConfig) -> dict[str, int]:
     """How many parameters there are: "total", and "non_embedding" as Kaplan et al. 2020 count.
 
-    The latter (their section 2.1) leaves out the tables of tokens and positions.
+    The latter (their section 2.1) leaves out the tables of tokens and positions, and the head's.
     """
     shapes = jax.eval_shape(
         GPT(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
     )["params"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    tables = (config.vocab_size + config.max_len) * config.embed_dim
+    scored = 0 if config.tied_embeddings else config.vocab_size
+    tables = (config.vocab_size + scored + config.max_len) * config.embed_dim
     return {"total": total, "non_embedding": total - tables}

@@ -2,12 +2,16 @@
 
 Paper:       Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", section
              2.2 and table 2; Touvron et al. 2023, "Llama 2: Open Foundation and Fine-Tuned Chat
-             Models", section 2.2 and table 1 (arXiv 2307.09288).
+             Models", section 2.2 and table 1 (arXiv 2307.09288); Jiang et al. 2023, "Mistral 7B",
+             section 2 and table 1 (arXiv 2310.06825); Grattafiori et al. 2024, "The Llama 3 Herd of
+             Models", section 3.2 and table 3 (arXiv 2407.21783).
              https://arxiv.org/abs/2302.13971
 Builds on:   gpt.py, with the norms before each sublayer.
 What is new: RMSNorm for LayerNorm (Zhang and Sennrich 2019), SwiGLU for GELU (Shazeer 2020),
              rotations for learned positions (Su et al. 2021); no bias, no dropout, a head of its
-             own; Llama 2 lets several heads of queries share one of keys and values.
+             own; Llama 2 lets several heads of queries share one of keys and values; Mistral reads
+             a window of the last tokens; Llama 3 turns more slowly, and Llama 3.1 slows the slowest
+             pairs further, for longer contexts.
 Departures:  documents packed in one row do not attend to each other (segment ids). The papers do
              not print how weights start: normal, residual projections by 1 / sqrt(2 L), as gpt.py.
 """
@@ -29,11 +33,12 @@ from lineage_jax.nn import (
     Mask,
     Remat,
     RMSNorm,
+    RopeScaling,
     decoder_mask,
     rotate,
     stack,
 )
-from lineage_jax.typing import Array, Float, Int, Precision
+from lineage_jax.typing import Array, Bool, Float, Int, Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,10 @@ class LlamaConfig:
     """Width of one head; embed_dim / num_heads if not given."""
     rope_base: float = 10_000.0
     """Pair i of a head turns by position / rope_base^(2i / head_dim) (Su et al., section 3.2.2)."""
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
+    """Slower rotations for contexts longer than those trained on; as they are by default."""
+    window: int | None = None
+    """If given, each layer reads only this many last tokens (Mistral 7B, section 2)."""
     tied_embeddings: bool = False
     """Whether the table of tokens also scores them, as in GPT; LLaMA as released has two."""
     init_std: float = 0.02
@@ -83,6 +92,8 @@ class LlamaConfig:
             raise ValueError(
                 f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}"
             )
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
         if head_dim(self) % 2:
             raise ValueError(f"head_dim must be even, as pairs turn, got {head_dim(self)}")
 
@@ -138,6 +149,39 @@ def llama2_70b() -> LlamaConfig:
     return dataclasses.replace(llama_65b(), num_kv_heads=8, mlp_dim=28_672, max_len=4096)
 
 
+def mistral_7b() -> LlamaConfig:
+    """Jiang et al. 2023, table 1: 7.2 B parameters, each layer reading the last 4096 tokens.
+
+    The table's context of 8192 is what the model was trained on; epsilon as released.
+    """
+    return dataclasses.replace(
+        llama_7b(), num_kv_heads=8, mlp_dim=14_336, max_len=8192, window=4096, norm_epsilon=1e-5
+    )
+
+
+def llama3_8b() -> LlamaConfig:
+    """Grattafiori et al. 2024, table 3: 8.0 B parameters, 128,256 tokens, a base of 500,000.
+
+    The context is that of the first stages of its training (section 3.4.1) and of Llama 3 as
+    released.
+    """
+    return dataclasses.replace(
+        llama_7b(),
+        num_kv_heads=8,
+        mlp_dim=14_336,
+        vocab_size=128_256,
+        max_len=8192,
+        rope_base=500_000.0,
+        norm_epsilon=1e-5,
+    )
+
+
+def llama3_1_8b() -> LlamaConfig:
+    """Llama 3.1 8B as released: Llama 3 with slow pairs slowed by 8, a context of 131,072."""
+    scaling = RopeScaling(factor=8.0, trained_len=8192)
+    return dataclasses.replace(llama3_8b(), max_len=131_072, rope_scaling=scaling)
+
+
 class Block(nn.Module):
     """Attention, then a gated feed-forward layer, each added to the residual stream."""
 
@@ -152,6 +196,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         c = self.config
         (positions, mask), cache = shared, per_layer
+        mask = dataclasses.replace(mask, window=c.window)
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         out_std = c.init_std / math.sqrt(2 * c.num_layers)
         norm = functools.partial(RMSNorm, c.norm_epsilon, **types)
@@ -162,7 +207,7 @@ class Block(nn.Module):
             stddev=c.init_std,
             out_stddev=out_std,
             use_bias=False,
-            place=functools.partial(rotate, base=c.rope_base),
+            place=functools.partial(rotate, base=c.rope_base, scaling=c.rope_scaling),
             name="attention",
             **types,
         )
@@ -187,6 +232,7 @@ class Llama(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         train: bool = False,
+        mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], KVCache | None]:
         """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
 
@@ -198,20 +244,23 @@ class Llama(nn.Module):
           cache: keys and values of earlier positions (`empty_cache`); the tokens are written to
             it at `positions`, which must then be given.
           train: as for GPT; it changes nothing where there is no dropout.
+          mask: False for padding, which nothing reads; right-padded rows need none.
 
         Returns:
-          The logits, and the cache with these tokens in it (None if none was given).
+          The logits, and the cache with these tokens in it (None if none was given). Asked for
+          intermediates, it gives "hidden" too, [B, T, D]: what the logits are made of.
         """
         c = self.config
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         length = tokens.shape[1]
-        positions, mask = decoder_mask(length, c.max_len, positions, segment_ids, cache)
+        positions, reads = decoder_mask(length, c.max_len, positions, segment_ids, cache, mask)
         embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
         x = nn.with_logical_constraint(embed(tokens), ("batch", "length", "embed_activation"))
 
         blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
-        x, cache = blocks(c, name="blocks")(x, (positions, mask), cache)
+        x, cache = blocks(c, name="blocks")(x, (positions, reads), cache)
         x = RMSNorm(c.norm_epsilon, name="final_norm", **types)(x)
+        self.sow("intermediates", "hidden", x)
         head = embed
         if not c.tied_embeddings:
             head = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="head", **types)

@@ -6,7 +6,7 @@ from lineage_jax.nn.linear import Linear, project
 from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP, GatedMLP
 from lineage_jax.nn.norms import LayerNorm, RMSNorm
-from lineage_jax.nn.rotary import rotate
+from lineage_jax.nn.rotary import RopeScaling, rotate
 from lineage_jax.nn.stack import Remat, stack
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Mask",
     "RMSNorm",
     "Remat",
+    "RopeScaling",
     "causal_mask",
     "decoder_mask",
     "dot_product_attention",

@@ -23,22 +23,19 @@ HEADS = "heads"
 MASKED = -1e30  # finite, so that a row with no visible key gives an average and not NaN
 
 
-def dot_product_attention(
+def attention_weights(
     query: Float[Array, "B T H K"],
     keys: Float[Array, "B S G K"],
-    values: Float[Array, "B S G K"],
     mask: Bool[Array, "#B 1 #T S"] | None = None,
-    dropout: nn.Module | None = None,
-) -> Float[Array, "B T H K"]:
-    """softmax(q k / sqrt(K)) v (Vaswani et al. 2017, equation 1), softmax in float32.
+) -> Float[Array, "B H T S"]:
+    """softmax(q k / sqrt(K)) (Vaswani et al. 2017, equation 1), in float32.
 
     Query heads share key-value heads in groups of H / G (Ainslie et al. 2023): query head h reads
     key-value head h // (H / G).
 
     Args:
-      query, keys, values: projected heads.
+      query, keys: projected heads.
       mask: True where a query may read a key.
-      dropout: applied to the weights.
     """
     (batch, length, num_heads, head_dim), num_groups = query.shape, keys.shape[2]
     # The heads of a group lie one under the other in its matrix of queries. (As an axis of its
@@ -49,8 +46,25 @@ def dot_product_attention(
     scores = scores.astype(jnp.float32) / math.sqrt(head_dim)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
-    weights = jax.nn.softmax(without_ones(scores), axis=-1).astype(values.dtype)
-    weights = weights.reshape(scores.shape)
+    return jax.nn.softmax(without_ones(scores), axis=-1).reshape(scores.shape)
+
+
+def dot_product_attention(
+    query: Float[Array, "B T H K"],
+    keys: Float[Array, "B S G K"],
+    values: Float[Array, "B S G K"],
+    mask: Bool[Array, "#B 1 #T S"] | None = None,
+    dropout: nn.Module | None = None,
+) -> Float[Array, "B T H K"]:
+    """Values averaged by `attention_weights`; query head h reads key-value head h // (H / G).
+
+    Args:
+      query, keys, values: projected heads.
+      mask: True where a query may read a key.
+      dropout: applied to the weights.
+    """
+    (batch, length, num_heads, head_dim), num_groups = query.shape, keys.shape[2]
+    weights = attention_weights(query, keys, mask).astype(values.dtype)  # B H T S
     if dropout is not None:
         weights = dropout(weights)
     stacked = weights.reshape(batch, num_groups, -1, weights.shape[-1])  # B G (H/G T) S
@@ -67,11 +81,11 @@ def attend(
 ) -> Float[Array, "B T H K"]:
     """`dot_product_attention`, by a ring where the mesh splits the sequence, by a kernel on TPU.
 
-    With dropout on the weights, or queries that are not all positions of the keys (a cache), the
-    keys and values are gathered instead, and the scores are a table.
+    With dropout on the weights, queries that are not all positions of the keys (a cache), or keys
+    that may not be read, the keys and values are gathered instead, and the scores are a table.
     """
     length = split("length")
-    own = dropout is None and query.shape[1] == keys.shape[1]
+    own = dropout is None and query.shape[1] == keys.shape[1] and mask.readable is None
     if length is not None and own and query.shape[1] % length[1] == 0:
         return ring_attention(query, keys, values, mask, length[0])
     divides = query.shape[0] % math.prod(mesh_axes("batch").values()) == 0
@@ -113,6 +127,7 @@ def decoder_mask(
     positions: Int[Array, "B T"] | None,
     segment_ids: Int[Array, "B T"] | None,
     cache: KVCache | None,
+    readable: Bool[Array, "B T"] | None = None,
 ) -> tuple[Int[Array, "#B T"], Mask]:
     """Where the tokens of a decoder are, and what each reads: what is not after it.
 
@@ -122,24 +137,29 @@ def decoder_mask(
       positions: of each token in its document; 0 ... T - 1 if not given.
       segment_ids: which document of its row a token belongs to; one document if not given.
       cache: keys and values of earlier positions, or None.
+      readable: False for padding; all may be read if not given.
 
     Raises:
-      ValueError: for a row that is too long; for a cache without positions, or with segment ids.
+      ValueError: for a row that is too long; for a cache without positions, with segment ids, or
+        with padding.
     """
     if length > max_len:
         raise ValueError(f"at most max_len={max_len} tokens a sequence, got {length}")
-    if cache is not None and (positions is None or segment_ids is not None):
+    several = segment_ids is not None or readable is not None
+    if cache is not None and (positions is None or several):
         raise ValueError("a cache needs the positions to write to, and holds one document a row")
     index = jnp.arange(length)[None]  # 1 T
     if positions is None:
         positions = index
     if cache is None:
-        return positions, Mask(index, index, segment_ids, segment_ids)
+        return positions, Mask(index, index, segment_ids, segment_ids, readable=readable)
     return positions, Mask(positions, jnp.arange(cache.keys.shape[2])[None])  # B T, 1 S
 
 
 class Attention(nn.Module):
     """Multi-head self-attention with a cache passed in and returned.
+
+    Asked for intermediates, it gives its "weights" too, [B, H, T, S].
 
     `place`, if given, tells queries and keys where they are: from heads [B, T, heads, K] and their
     positions [#B, T] to heads of the same shape (`rotate`). The cache holds keys so placed.
@@ -198,6 +218,8 @@ class Attention(nn.Module):
         dropout = None
         if train and self.dropout_rate:
             dropout = nn.Dropout(self.dropout_rate, deterministic=False)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(query, keys, mask.dense()))
         attended = attend(query, keys, values, mask, dropout)  # B T H K
         out = Linear(
             (self.num_heads, self.head_dim),

@@ -39,6 +39,7 @@ class Mask:
       query_segments, key_segments: which document each belongs to, its positions side by side; None
         where there is one.
       window: how many keys a query reads at most, itself included; None reads all.
+      readable: whether a key may be read at all, [#B, S]: padding may not. None where all may.
       causal: whether a query reads only keys that are not after it.
     """
 
@@ -48,6 +49,7 @@ class Mask:
     query_segments: Any = None
     key_segments: Any = None
     window: Any = None
+    readable: Any = None
     causal: bool = struct.field(pytree_node=False, default=True)
 
     def dense(self) -> Bool[Array, "#B 1 T S"]:
@@ -59,4 +61,6 @@ class Mask:
             table = distance < (jnp.iinfo(jnp.int32).max if self.window is None else self.window)
         if self.query_segments is not None:
             table &= segment_mask(self.query_segments, self.key_segments)
+        if self.readable is not None:
+            table &= self.readable[:, None, None, :]
         return table

@@ -1,5 +1,6 @@
 """Positions as rotations: the score of a query and a key depends on their distance alone."""
 
+import dataclasses
 import math
 
 import jax
@@ -11,8 +12,46 @@ from lineage_jax.nn.split import mesh_axes, on_each_device, platform, stored_axe
 from lineage_jax.typing import Array, Float, Int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Slower rotations, for contexts longer than a model was trained on."""
+
+    factor: float = 1.0
+    """How many times slower pairs turn: all of them (position interpolation, Chen et al. 2023,
+    section 3.2, arXiv 2306.15595), or the slow ones if `trained_len` is given."""
+    trained_len: int | None = None
+    """The context trained on, in tokens. If given, a pair that turns at most `slow_turns` times
+    within it is slow; one that turns at least `fast_turns` times keeps its pace; between, the pace
+    is mixed in proportion (Llama 3.1 as released; Grattafiori et al. 2024, arXiv 2407.21783)."""
+    slow_turns: float = 1.0
+    """Of Llama 3.1 as released."""
+    fast_turns: float = 4.0
+    """Of Llama 3.1 as released."""
+
+    def __post_init__(self):
+        if self.factor <= 0:
+            raise ValueError(f"factor must be above 0, got {self.factor}")
+        if not 0 <= self.slow_turns < self.fast_turns:
+            raise ValueError(
+                f"slow_turns={self.slow_turns} must be below fast_turns={self.fast_turns}"
+            )
+
+    def __call__(self, rates: np.ndarray) -> np.ndarray:
+        """Radians a token, scaled."""
+        slowed = rates / self.factor
+        if self.trained_len is None:
+            return slowed
+        turns = rates * self.trained_len / (2 * math.pi)
+        kept = (turns - self.slow_turns) / (self.fast_turns - self.slow_turns)
+        kept = np.clip(kept, 0, 1)
+        return kept * rates + (1 - kept) * slowed
+
+
 def rotate(
-    heads: Float[Array, "B T H K"], positions: Int[Array, "#B T"], base: float
+    heads: Float[Array, "B T H K"],
+    positions: Int[Array, "#B T"],
+    base: float,
+    scaling: RopeScaling | None = None,
 ) -> Float[Array, "B T H K"]:
     """Turns pair i of each head by position / base^(2i / K) radians, in float32.
 
@@ -25,8 +64,10 @@ def rotate(
       heads: queries or keys, of even width.
       positions: of each token.
       base: 10 000 in the paper.
+      scaling: of the rotations; none if not given.
     """
-    straight, across = angles(positions, heads.shape[-1], base)
+    rates = base ** -(np.arange(0, heads.shape[-1], 2) / heads.shape[-1])
+    straight, across = angles(positions, rates if scaling is None else scaling(rates))
     if platform() == "tpu" and comes_in_blocks(heads):
         return turned(heads, straight, across)
     exact, other = heads.astype(jnp.float32), partners(heads).astype(jnp.float32)
@@ -34,12 +75,16 @@ def rotate(
 
 
 def angles(
-    positions: Int[Array, "#B T"], width: int, base: float
+    positions: Int[Array, "#B T"], rates: np.ndarray
 ) -> tuple[Float[Array, "#B T K"], Float[Array, "#B T K"]]:
-    """What each component is multiplied by, and what its partner is, before they are added."""
-    half = width // 2
-    rates = jnp.asarray(base ** -(np.arange(half) / half), jnp.float32)
-    turns = positions[..., None].astype(jnp.float32) * rates.reshape(1, 1, half)
+    """What each component is multiplied by, and what its partner is, before they are added.
+
+    Args:
+      positions: of each token.
+      rates: radians a token, of each pair.
+    """
+    each = jnp.asarray(rates, jnp.float32).reshape(1, 1, -1)
+    turns = positions[..., None].astype(jnp.float32) * each
     cos, sin = jnp.cos(turns), jnp.sin(turns)  # B T K/2
     return jnp.concatenate((cos, cos), axis=-1), jnp.concatenate((-sin, sin), axis=-1)
 

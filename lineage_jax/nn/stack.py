@@ -50,7 +50,7 @@ def stack(
         block = nn.remat(block, policy=POLICIES[remat], prevent_cse=False)
     scanned = nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast, 0),
         length=num_layers,

@@ -43,9 +43,20 @@ CONFIGS = {
     ),
     "llama": dict(LLAMA, tie_word_embeddings=False),
     "llama_tied": LLAMA,
+    "llama_scaled": dict(
+        LLAMA, rope_parameters=dict(
+            rope_type="llama3", rope_theta=30.0, factor=3.0, low_freq_factor=0.6,
+            high_freq_factor=2.0, original_max_position_embeddings=15,
+        ),
+    ),
+    "mistral": dict(
+        LLAMA, model_type="mistral", sliding_window=3, tie_word_embeddings=False,
+        num_key_value_heads=1,
+    ),
 }  # fmt: skip
 """What the folders hold; GPT-Neo's layers, global and local in turn, are GPT-3's. In LLaMA's, the
-heads together are wider than the residual stream, and turn fast enough to show in 13 tokens."""
+heads together are wider than the residual stream, and turn fast enough to show in 13 tokens; where
+they are scaled, one pair is fast, one slow, and one between."""
 
 
 def inputs(vocab_size: int, length: int = 13, seed: int = 0) -> dict[str, np.ndarray]:
@@ -122,7 +133,9 @@ def main() -> None:
 
     for name, config in CONFIGS.items():
         folder = FOLDER / name
-        folder.mkdir(exist_ok=True)
+        if folder.exists():  # made by another version, it may differ in its last bits
+            continue
+        folder.mkdir()
         arrays = inputs(config["vocab_size"])
         model, expected = reference(config, arrays)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -19,8 +19,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from lineage_jax.objectives.language import next_token_loss
+from lineage_jax.pretrained.architecture import Architecture
+from lineage_jax.pretrained.tensors import to_ours
+from lineage_jax.pretrained.weights import of, shapes
 from tests.golden import make
-from tests.models.hugging_face import ARCHITECTURES, Architecture, from_hugging_face
 
 FOLDER = pathlib.Path(make.__file__).parent
 
@@ -29,7 +31,6 @@ FOLDER = pathlib.Path(make.__file__).parent
 class Case:
     """A model of theirs: tensors by their names, inputs, and what they computed from them."""
 
-    model_type: str
     theirs: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
     inputs: Mapping[str, np.ndarray]
@@ -37,14 +38,17 @@ class Case:
 
     @property
     def architecture(self) -> Architecture:
-        return ARCHITECTURES[self.model_type]
+        return of(self.theirs)
 
     @property
     def config(self) -> Any:
         return self.architecture.config(self.theirs)
 
     def params(self, tensors):
-        return from_hugging_face(self.model_type, self.config, tensors)
+        module = self.architecture.module(self.config)
+        return to_ours(
+            self.architecture.table(self.config), shapes(module, self.architecture), tensors
+        )
 
 
 def golden(name: str) -> Case:
@@ -53,7 +57,7 @@ def golden(name: str) -> Case:
     config = json.loads((folder / "config.json").read_text())
     files = ("model", "inputs", "expected")
     arrays = [load_file(folder / f"{file}.safetensors") for file in files]
-    return Case(config["model_type"], config, *arrays)
+    return Case(config, *arrays)
 
 
 def live(name: str) -> Case:
@@ -62,11 +66,11 @@ def live(name: str) -> Case:
     pytest.importorskip("transformers")
     theirs = make.CONFIGS[name]
     sizes = dict(n_embd=30, n_inner=71, hidden_size=30, intermediate_size=71, window_size=4)
-    sizes |= dict(num_attention_heads=6, num_key_value_heads=3, head_dim=4)
+    sizes |= dict(num_attention_heads=6, num_key_value_heads=3, head_dim=4, sliding_window=4)
     theirs = {key: sizes.get(key, value) for key, value in theirs.items()}
     inputs = make.inputs(theirs["vocab_size"], seed=1)
     model, expected = make.reference(theirs, inputs, seed=1)
-    return Case(theirs["model_type"], theirs, make.weights(model), inputs, expected)
+    return Case(theirs, make.weights(model), inputs, expected)
 
 
 def cases(names: Iterable[str]) -> list:
@@ -96,12 +100,11 @@ def check_end_to_end(case: Case) -> None:
     @jax.jit
     def loss_and_gradients(tensors):
         def loss(tensors):
-            # Padding is a document of its own: nobody reads it, as their mask has it.
             logits, _ = model.apply(
                 {"params": case.params(tensors)},
                 x["input_ids"],
                 x["position_ids"],
-                x["attention_mask"],
+                mask=x["attention_mask"].astype(bool),
             )
             value, _ = next_token_loss(logits, x["targets"], x["target_mask"])
             return value, logits

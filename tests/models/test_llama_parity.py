@@ -1,4 +1,4 @@
-"""LLaMA, with a head of its own or the table of tokens, computes what `transformers` computes."""
+"""LLaMA, with each head and scaling, and Mistral compute what `transformers` computes."""
 
 import jax.numpy as jnp
 import pytest
@@ -8,7 +8,7 @@ from lineage_jax.nn import Mask
 from tests.models.parity import cases, check_blocks, check_end_to_end
 
 
-@pytest.fixture(scope="module", params=cases(["llama", "llama_tied"]))
+@pytest.fixture(scope="module", params=cases(["llama", "llama_tied", "llama_scaled", "mistral"]))
 def case(request):
     load, name = request.param
     return load(name)

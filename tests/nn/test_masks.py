@@ -40,3 +40,10 @@ def test_a_mask_without_its_table_gives_the_table(window):
     np.testing.assert_array_equal(causal, table)
     both = Mask(index, index, segments, segments, window, causal=False).dense()
     np.testing.assert_array_equal(both, table | table.swapaxes(-1, -2))
+
+
+def test_padding_is_read_by_nobody():
+    index, kept = jnp.arange(4)[None], jnp.asarray([[True, False, True, True], [False] * 4])
+    table = Mask(index, index, readable=kept).dense()
+    expected = np.tril(np.ones((4, 4), bool)) & np.asarray(kept)[:, None]
+    np.testing.assert_array_equal(table[:, 0], expected)

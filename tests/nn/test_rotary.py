@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lineage_jax import sharding
-from lineage_jax.nn import rotary, rotate
+from lineage_jax.nn import RopeScaling, rotary, rotate
 from lineage_jax.sharding import MeshConfig
 from tests.nn.closeness import assert_same
 
@@ -56,7 +56,8 @@ def test_the_kernel_turns_heads_and_gradients_as_everywhere_else(mesh, shape):
 
     def by_kernel(heads):
         assert rotary.comes_in_blocks(heads)
-        return rotary.turned(heads, *rotary.angles(positions, shape[-1], 10_000.0))
+        rates = 10_000.0 ** -(np.arange(0, shape[-1], 2) / shape[-1])
+        return rotary.turned(heads, *rotary.angles(positions, rates))
 
     expected = jax.jit(results, static_argnums=0)(lambda heads: rotate(heads, positions, 10_000.0))
     place = contextlib.nullcontext()
@@ -122,3 +123,33 @@ def test_half_precision_is_rounded_once():
     expected = turned(heads, positions, 10_000.0)
     # One rounding, of the result, to 8 bits (2^-8 at the most), and float32's own.
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
+
+
+def test_interpolated_positions_are_positions_divided():
+    heads, index = some_heads(8), jnp.arange(LENGTH)[None]
+    slowed = rotate(heads, 4 * index, 10_000.0, RopeScaling(factor=4.0))
+    np.testing.assert_allclose(slowed, rotate(heads, index, 10_000.0), rtol=0, atol=1e-5)
+
+
+def test_llama_3_slows_the_pairs_that_turn_slowly_and_no_others():
+    rates = 500_000.0 ** -(np.arange(64) / 64)
+    ratio = RopeScaling(factor=8.0, trained_len=8192)(rates) / rates
+    turns = rates * 8192 / (2 * np.pi)
+    np.testing.assert_allclose(ratio[turns >= 4], 1, rtol=1e-12)
+    np.testing.assert_allclose(ratio[turns <= 1], 1 / 8, rtol=1e-12)
+    between = (turns > 1) & (turns < 4)
+    assert between.any() and (turns >= 4).any() and (turns <= 1).any()
+    # Linear in the number of turns, from an eighth of the pace at 1 to all of it at 4.
+    np.testing.assert_allclose(ratio[between], 1 / 8 + 7 / 8 * (turns[between] - 1) / 3, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(factor=0.0), "factor must be above 0, got 0.0"),
+        (dict(slow_turns=4.0), "slow_turns=4.0 must be below fast_turns=4.0"),
+    ],
+)
+def test_a_scaling_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RopeScaling(**wrong)
