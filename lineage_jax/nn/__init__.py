@@ -1,17 +1,25 @@
 """Layers that two or more milestones use. They know no paper; a milestone file arranges them."""
 
-from lineage_jax.nn.attention import Attention, KVCache, decoder_mask, dot_product_attention
+from lineage_jax.nn.attention import (
+    Attention,
+    CrossAttention,
+    KVCache,
+    decoder_mask,
+    dot_product_attention,
+)
 from lineage_jax.nn.embed import Embed
 from lineage_jax.nn.linear import Linear, project
 from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP, GatedMLP
 from lineage_jax.nn.norms import LayerNorm, RMSNorm
+from lineage_jax.nn.positions import sinusoids
 from lineage_jax.nn.rotary import RopeScaling, rotate
 from lineage_jax.nn.stack import Remat, stack
 
 __all__ = [
     "MLP",
     "Attention",
+    "CrossAttention",
     "Embed",
     "GatedMLP",
     "KVCache",
@@ -27,5 +35,6 @@ __all__ = [
     "project",
     "rotate",
     "segment_mask",
+    "sinusoids",
     "stack",
 ]

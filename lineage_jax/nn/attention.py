@@ -197,36 +197,80 @@ class Attention(nn.Module):
         Returns:
           The attended values, projected to the width of x, and the cache with x in it.
         """
-        width = x.shape[-1]
-        types: dict[str, Any] = dict(
-            use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype
-        )
-
-        def heads(name, num_heads, axis):
-            outputs, axes = (num_heads, self.head_dim), ("embed", axis, "head")
-            return Linear((width,), outputs, axes, self.stddev, name=name, **types)(x)
-
-        query = heads("query", self.num_heads, "heads")  # B T H K
-        keys = heads("key", self.num_kv_heads, "kv_heads")  # B T G K
-        values = heads("value", self.num_kv_heads, "kv_heads")  # B T G K
+        query = self.heads("query", x)  # B T H K
+        keys, values = self.heads("key", x), self.heads("value", x)  # B T G K
         if self.place is not None:
             query, keys = self.place(query, positions), self.place(keys, positions)
         query, keys, values = (heads_named(x, HEADS) for x in (query, keys, values))
         if cache is not None:
             cache = cache.write(positions, keys, values)
             keys, values = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)
+        return self.attended(query, keys, values, mask, train, x.shape[-1]), cache
+
+    @nn.nowrap
+    def heads(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T heads K"]:
+        """Projects to the heads of queries, or of keys and values."""
+        own = name == "query"
+        num_heads, axis = (self.num_heads, "heads") if own else (self.num_kv_heads, "kv_heads")
+        outputs, axes = (num_heads, self.head_dim), ("embed", axis, "head")
+        return Linear((x.shape[-1],), outputs, axes, self.stddev, name=name, **self.types)(x)
+
+    @nn.nowrap
+    def attended(
+        self,
+        query: Float[Array, "B T H K"],
+        keys: Float[Array, "B S G K"],
+        values: Float[Array, "B S G K"],
+        mask: Mask,
+        train: bool,
+        width: int,
+    ) -> Float[Array, "B T D"]:
+        """The values read, projected back to the width of the residual stream."""
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(query, keys, mask.dense()))
         dropout = None
         if train and self.dropout_rate:
             dropout = nn.Dropout(self.dropout_rate, deterministic=False)
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(query, keys, mask.dense()))
         attended = attend(query, keys, values, mask, dropout)  # B T H K
-        out = Linear(
-            (self.num_heads, self.head_dim),
-            (width,),
-            ("heads", "head", "embed"),
-            self.out_stddev,
-            name="out",
-            **types,
-        )
-        return out(attended), cache
+        inputs, axes = (self.num_heads, self.head_dim), ("heads", "head", "embed")
+        return Linear(inputs, (width,), axes, self.out_stddev, name="out", **self.types)(attended)
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """What the linear maps have in common."""
+        return dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+
+
+class CrossAttention(Attention):
+    """Multi-head attention from a target to a source, whose keys and values can be kept.
+
+    The fields are those of `Attention`; heads are not placed.
+    """
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self,
+        x: Float[Array, "B T D"],
+        source: Float[Array, "B S M"] | None,
+        mask: Mask,
+        memory: KVCache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Attends from x to the source, or to the keys and values of one that was seen before.
+
+        Args:
+          x: the residual stream, normed.
+          source: what the encoder made of the source; None to read `memory` instead.
+          mask: which keys each query reads.
+          memory: the source's keys and values.
+          train: whether dropout acts.
+
+        Returns:
+          The attended values, projected to the width of x, and the source's keys and values.
+        """
+        query = self.heads("query", x)
+        if source is not None:
+            memory = KVCache(self.heads("key", source), self.heads("value", source))
+        assert memory is not None, "neither a source nor its keys and values"
+        keys, values = memory.keys.astype(self.dtype), memory.values.astype(self.dtype)
+        return self.attended(query, keys, values, mask, train, x.shape[-1]), memory

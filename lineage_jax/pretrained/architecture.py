@@ -37,7 +37,8 @@ class Architecture:
       prefix: before the names of tensors that their class without a head has too, without it: a
         folder may hold either.
       ignored: how names end of what old folders hold besides parameters.
-      tied: of the head's table, which they may store again, and the table that it is, where tied.
+      tied: for a config of ours, of what they may store again under another name, that other name
+        and the tensor's.
       example: what `module.init` takes after its key.
     """
 
@@ -51,7 +52,7 @@ class Architecture:
     limits: Callable[[Any], Mapping[str, int]]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    tied: tuple[str, str] | None = None
+    tied: Callable[[Any], Mapping[str, str]] = lambda config: {}
     example: tuple[Any, ...] = (TOKENS,)
 
 
@@ -72,18 +73,26 @@ def check(theirs: Settings, **wanted: Any) -> None:
             raise ValueError(f"wanted {name} {choices}, got {theirs[name]!r}")
 
 
-def without_head(architecture: Architecture, name: str, output: str = "logits") -> Architecture:
+def tied(table: str) -> Callable[[Any], Mapping[str, str]]:
+    """What an architecture says of a head that is that table where our config ties them."""
+    return lambda config: {"lm_head.weight": table} if config.tied_embeddings else {}
+
+
+def without_head(
+    architecture: Architecture, name: str, output: str = "logits", **ours: Any
+) -> Architecture:
     """Their class of the same model without its head: what `AutoModel` makes.
 
     Args:
       architecture: with the head, whose config has `tied_embeddings`.
       name: of their class.
       output: that the head makes.
+      **ours: settings of our config without a head, besides tied embeddings.
     """
     bare = architecture.prefix
 
     def config(theirs: Settings) -> Any:
-        return dataclasses.replace(architecture.config(theirs), tied_embeddings=True)
+        return dataclasses.replace(architecture.config(theirs), tied_embeddings=True, **ours)
 
     def settings(config: Any) -> dict[str, Any]:
         found = architecture.settings(config)
@@ -94,6 +103,10 @@ def without_head(architecture: Architecture, name: str, output: str = "logits") 
             path: dataclasses.replace(row, name=row.name.removeprefix(bare))
             for path, row in architecture.table(config).items()
         }
+
+    def twice(config: Any) -> dict[str, str]:
+        found = architecture.tied(config).items()
+        return {again.removeprefix(bare): name.removeprefix(bare) for again, name in found}
 
     @functools.wraps(architecture.call)
     def call(*arguments: Any, **inputs: Any) -> dict[str, jax.Array]:
@@ -108,5 +121,5 @@ def without_head(architecture: Architecture, name: str, output: str = "logits") 
         table=table,
         call=call,
         prefix="",
-        tied=None,
+        tied=twice,
     )

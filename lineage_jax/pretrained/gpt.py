@@ -5,7 +5,7 @@ from typing import Any
 
 from lineage_jax.models.gpt import GPT, GPTConfig
 from lineage_jax.pretrained import decoder
-from lineage_jax.pretrained.architecture import Architecture, Settings, check, without_head
+from lineage_jax.pretrained.architecture import Architecture, Settings, check, tied, without_head
 from lineage_jax.pretrained.tensors import Table, Tensor
 
 TANH = ("gelu_new", "gelu_pytorch_tanh")
@@ -247,7 +247,7 @@ GPT1 = Architecture(
     config=gpt1_config,
     settings=gpt1_settings,
     table=gpt1_table,
-    tied=("lm_head.weight", "transformer.tokens_embed.weight"),
+    tied=tied("transformer.tokens_embed.weight"),
     **SHARED,
 )
 GPT2 = Architecture(
@@ -256,7 +256,7 @@ GPT2 = Architecture(
     config=gpt2_config,
     settings=gpt2_settings,
     table=gpt2_table,
-    tied=("lm_head.weight", "transformer.wte.weight"),
+    tied=tied("transformer.wte.weight"),
     **SHARED,
 )
 GPT_NEO = Architecture(
@@ -265,7 +265,7 @@ GPT_NEO = Architecture(
     config=gpt_neo_config,
     settings=gpt_neo_settings,
     table=gpt_neo_table,
-    tied=("lm_head.weight", "transformer.wte.weight"),
+    tied=tied("transformer.wte.weight"),
     **SHARED,
 )
 ARCHITECTURES = (

@@ -5,7 +5,7 @@ from typing import Any
 from lineage_jax.models.llama import Llama, LlamaConfig, head_dim
 from lineage_jax.nn import RopeScaling
 from lineage_jax.pretrained import decoder
-from lineage_jax.pretrained.architecture import Architecture, Settings, check, without_head
+from lineage_jax.pretrained.architecture import Architecture, Settings, check, tied, without_head
 from lineage_jax.pretrained.tensors import Table, Tensor
 
 
@@ -155,7 +155,7 @@ SHARED: dict[str, Any] = dict(
     limits=limits,
     prefix="model.",
     ignored=("rotary_emb.inv_freq",),
-    tied=("lm_head.weight", "model.embed_tokens.weight"),
+    tied=tied("model.embed_tokens.weight"),
 )
 LLAMA = Architecture(
     model_type="llama",

@@ -23,12 +23,14 @@ class Tensor:
       transposed: whether theirs is (outputs, inputs), as `torch.nn.Linear` holds it.
       third: which third of theirs, along its last axis, ours is.
       scale: ours is theirs times this.
+      row: whether theirs is a matrix of one row, where ours is a vector.
     """
 
     name: str
     transposed: bool = False
     third: int | None = None
     scale: float = 1.0
+    row: bool = False
 
     def read(self, tensor: Any) -> jax.Array:
         """Ours from theirs, but for the split of its axes."""
@@ -49,6 +51,8 @@ class Tensor:
             ours = ours.ravel()
         if self.transposed:
             ours = ours.T
+        if self.row:
+            ours = ours[None]
         return ours if self.scale == 1 else ours / self.scale
 
 

@@ -16,14 +16,14 @@ from flax import linen as nn
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 
-from lineage_jax.pretrained import gpt, llama
+from lineage_jax.pretrained import gpt, llama, marian
 from lineage_jax.pretrained.architecture import Architecture, Settings
 from lineage_jax.pretrained.folders import read_config, read_tensors, write_folder
 from lineage_jax.pretrained.tensors import to_ours, to_theirs
 from lineage_jax.typing import Params
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    one.name: one for one in (*gpt.ARCHITECTURES, *llama.ARCHITECTURES)
+    one.name: one for one in (*gpt.ARCHITECTURES, *llama.ARCHITECTURES, *marian.ARCHITECTURES)
 }
 """By the name of their class. Of one model type, the first is the one that a config means that
 names none."""
@@ -146,12 +146,11 @@ def named_alike(
     found = {name: x for name, x in tensors.items() if not name.endswith(architecture.ignored)}
     if not any(name.startswith(prefix) for name in found):
         found = {prefix + name: x for name, x in found.items()}
-    if architecture.tied is not None and config.tied_embeddings:
-        head, table = architecture.tied
-        for name in (head, prefix + head):
-            again = found.pop(name, None)
-            if again is not None and not jnp.array_equal(again, found[table]):
-                raise ValueError(f"tie_word_embeddings is true, but {head} differs from {table}")
+    for again, name in architecture.tied(config).items():
+        for alias in dict.fromkeys((again, prefix + again)):
+            other = found.pop(alias, None)
+            if other is not None and not jnp.array_equal(other, found.setdefault(name, other)):
+                raise ValueError(f"{again} and {name} are tied, and differ")
     return found
 
 
@@ -176,12 +175,15 @@ def check_inputs(inputs: Mapping[str, np.ndarray], architecture: Architecture, c
     for one in parameters:
         if one.default is one.empty and one.name not in inputs:
             raise ValueError(f"wanted {one.name}, got {', '.join(inputs) or 'nothing'}")
-    main = parameters[0].name
     for name, array in inputs.items():
+        main = "decoder_input_ids" if name.startswith("decoder_") else names[0]
         if array.ndim != 2 and name == main:
             raise ValueError(f"wanted {name} of two axes, got shape {array.shape}")
         if array.shape != inputs[main].shape:
             raise ValueError(f"wanted {name} of shape {inputs[main].shape}, got {array.shape}")
+    if len({len(array) for array in inputs.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+        raise ValueError(f"wanted inputs of as many rows each, got {shapes}")
     for name, limit in architecture.limits(config).items():
         ids = inputs.get(name)
         if ids is not None and ids.size and not (ids.min() >= 0 and ids.max() < limit):

@@ -91,6 +91,20 @@ def assert_close(ours, theirs, tolerance, what):
     assert error <= tolerance, f"{what}: relative error {error:.1e} > {tolerance:.0e}"
 
 
+def assert_gradient_close(gradient, expected, name, tolerance):
+    """As `assert_close`; a key's bias moves no softmax, and has a gradient of rounding alone.
+
+    It is then measured against the gradient of the value's bias.
+    """
+    theirs = expected[f"grad.{name}"]
+    value = name.replace("k_proj.bias", "v_proj.bias").replace("key.bias", "value.bias")
+    if value == name:
+        assert_close(gradient, theirs, tolerance, name)
+    else:
+        largest = np.abs(expected[f"grad.{value}"]).max()
+        assert np.abs(gradient - theirs).max() <= tolerance * largest, name
+
+
 def check_end_to_end(case: Case) -> None:
     """The loss, the logits and every gradient are theirs within 1e-4."""
     x = {name: jnp.asarray(array) for name, array in case.inputs.items()}
@@ -116,7 +130,7 @@ def check_end_to_end(case: Case) -> None:
     assert_close(logits[kept], case.expected["logits"][kept], 1e-4, "logits")
     assert len(gradients) == sum(name.startswith("grad.") for name in case.expected)
     for name, gradient in gradients.items():
-        assert_close(gradient, case.expected[f"grad.{name}"], 1e-4, name)
+        assert_gradient_close(gradient, case.expected, name, 1e-4)
 
 
 def check_blocks(
@@ -154,4 +168,4 @@ def check_blocks(
         mine = [name for name in gradients if name.startswith(prefix.format(i))]
         assert len(mine) in count, mine
         for name in mine:
-            assert_close(gradients[name], expected[f"grad.{name}"], 1e-5, name)
+            assert_gradient_close(gradients[name], expected, name, 1e-5)
