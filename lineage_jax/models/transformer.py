@@ -326,7 +326,10 @@ class Transformer(nn.Module):
         return encoded
 
     def start(
-        self, source: Int[Array, "B S"], source_mask: Bool[Array, "B S"] | None, length: int
+        self,
+        source: Int[Array, "B S"],
+        source_mask: Bool[Array, "B S"] | None = None,
+        length: int = 1,
     ) -> Cache:
         """The source read, and room for `length` tokens of the target."""
         c, encoded = self.config, self.encode(source, source_mask)
@@ -339,13 +342,18 @@ class Transformer(nn.Module):
             empty = jnp.zeros((c.decoder.num_layers, rows, length, *heads), c.dtype)
             return KVCache(empty, empty)
 
-        # No tokens yet: the keys and values of the source are all that comes of it.
-        none = jnp.zeros((rows, 0), jnp.int32)
+        # Any token at the first place, which the first real one is written over: the keys and
+        # values of the source are all that is wanted of it.
+        first = jnp.zeros((rows, 1), jnp.int32)
         cache = Cache(room(length), room(size), source_mask)
-        return self.decode_from(none, none, cache, encoded)[1]
+        return self.decode_from(first, first, cache, encoded)[1]
 
     def decode(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: Cache,
+        mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], Cache]:
         """Logits of the tokens that follow these, which are written to the cache.
 
@@ -353,6 +361,8 @@ class Transformer(nn.Module):
           tokens: of the target, at `positions`.
           positions: in [0, length) of `start`.
           cache: of `start`, and of the calls since.
+          mask: as recurrences take it; padding on the right is never read, and what comes later is
+            written over it.
         """
         return self.decode_from(tokens, positions, cache, None)
 

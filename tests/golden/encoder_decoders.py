@@ -19,7 +19,8 @@ MARIAN = dict(
     model_type="marian", vocab_size=67, d_model=15, encoder_layers=2, decoder_layers=3,
     encoder_attention_heads=3, decoder_attention_heads=5, encoder_ffn_dim=19, decoder_ffn_dim=23,
     max_position_embeddings=16, activation_function="swish", scale_embedding=True,
-    dropout=0.0, pad_token_id=PADDING, eos_token_id=0, forced_eos_token_id=0, decoder_start_token_id=PADDING,
+    dropout=0.0, pad_token_id=PADDING, decoder_start_token_id=PADDING, eos_token_id=0,
+    forced_eos_token_id=0,
 )  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "marian": MARIAN,
