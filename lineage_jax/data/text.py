@@ -5,7 +5,6 @@ import hashlib
 import os
 from typing import Any
 
-from lineage_jax.data.cache import cached
 from lineage_jax.data.packing import Batches
 from lineage_jax.data.sources import (
     Corpus,
@@ -17,10 +16,8 @@ from lineage_jax.data.standard_library import python_text
 from lineage_jax.data.token_files import is_token_file, read_tokens
 from lineage_jax.data.tokenizers import (
     ByteTokenizer,
-    HuggingFaceTokenizer,
     Tokenizer,
     load_tokenizer,
-    train_bpe,
 )
 from lineage_jax.data.tokens import (
     TokenStream,
@@ -28,8 +25,7 @@ from lineage_jax.data.tokens import (
     tokenize,
     tokenize_cached,
 )
-
-BPE_VOCAB_SIZE = 8192  # of the benchmark's model: 2^13 keeps the softmax of a small model small
+from lineage_jax.data.train_tokenizers import BPE_VOCAB_SIZE, SUBWORDS, train_cached
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +42,11 @@ class TextData:
     column: str = "text"
     """The field that holds the text, in .jsonl and Hugging Face data."""
     tokenizer: str = "bytes"
-    """"bytes", "bpe" (trained on the training text), or the path of a tokenizer.json."""
+    """"bytes"; "bpe", "wordpiece" or "unigram" (trained on the training text); or the path of a
+    tokenizer.json or of a SentencePiece .model."""
     vocab_size: int | None = None
-    """Tokens to train "bpe" to (8192 if not given), the vocabulary of token files, or the most
-    that another tokenizer may have."""
+    """Tokens to train the tokenizer to (8192 if not given), the vocabulary of token files, or the
+    most that another tokenizer may have."""
     seq_len: int = 256
     """T, tokens in a row (nanoGPT, config/train_shakespeare_char.py)."""
     batch_size: int = 64
@@ -143,7 +140,7 @@ class TextDataset:
 def load_text(config: TextData) -> TextDataset:
     """Reads, splits, tokenizes and packs what `config` names.
 
-    A BPE is trained on the training side alone. Tokenizer and tokens are kept in `cache_dir`, by
+    A tokenizer is trained on the training side alone. Tokenizer and tokens are kept in `cache_dir`, by
     the digest of their text.
 
     Raises:
@@ -187,7 +184,7 @@ def _from_text(config: TextData) -> _Loaded:
 
 def _from_tokens(config: TextData, path: str) -> _Loaded:
     tokenizer, vocab_size = None, config.vocab_size
-    if config.tokenizer not in ("bytes", "bpe"):
+    if config.tokenizer not in ("bytes", *SUBWORDS):
         tokenizer = load_tokenizer(config.tokenizer)
         vocab_size = vocab_size or tokenizer.vocab_size
     if vocab_size is None:
@@ -200,14 +197,9 @@ def _from_tokens(config: TextData, path: str) -> _Loaded:
 
 
 def _tokenizer(config: TextData, train: Corpus) -> Tokenizer:
-    if config.tokenizer == "bpe":
+    if config.tokenizer in SUBWORDS:
         vocab_size = config.vocab_size or BPE_VOCAB_SIZE
-        path = os.path.join(
-            os.path.expanduser(config.cache_dir), f"bpe-{train.digest[:32]}-{vocab_size}"
-        )
-        texts = (document.text for document in train.documents)
-        content = cached(path, lambda: train_bpe(texts, vocab_size).content.encode())
-        return HuggingFaceTokenizer(content.decode())
+        return train_cached(config.tokenizer, [train], vocab_size, config.cache_dir)
     tokenizer: Tokenizer = ByteTokenizer()
     if config.tokenizer != "bytes":
         tokenizer = load_tokenizer(config.tokenizer)
