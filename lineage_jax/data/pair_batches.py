@@ -48,6 +48,7 @@ class PairBatches:
     Attributes:
       kept: the pairs that fit, in order.
       left_out: how many pairs were too long.
+      lengths: S and T of each bucket, the longest last.
 
     Raises:
       ValueError: a size is not positive, no pair fits, or, with `shuffle`, fewer than a batch do.
@@ -92,7 +93,7 @@ class PairBatches:
                 f"came {len(self.kept)}, and {self.left_out} that are longer; give more pairs, "
                 "lower --data.batch-size, or raise --data.source-len and --data.target-len"
             )
-        self._bucket, self._lengths = _buckets(self._sizes[self.kept], longest, num_buckets)
+        self._bucket, self.lengths = _buckets(self._sizes[self.kept], longest, num_buckets)
         # The order of an epoch is made once for all of its steps; of the next while both are met.
         self._rows_of_epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
@@ -142,7 +143,7 @@ class PairBatches:
         steps = range(first_step, first_step + num_steps)
         whole = np.stack([self._rows(step) for step in steps])  # steps B
         bucket = self._bucket[np.minimum(whole, self.num_rows - 1)].max()
-        source_len, target_len = self._lengths[bucket if self.shuffle else -1]
+        source_len, target_len = self.lengths[bucket if self.shuffle else -1]
         chosen = whole if rows is None else whole[:, rows]
         source, source_mask = self._padded(self.source, 0, chosen, source_len)
         targets, mask = self._padded(self.target, 1, chosen, target_len)

@@ -13,7 +13,12 @@ from lineage_jax.data.parallel_text import ParallelText, read_parallel_text, spl
 from lineage_jax.data.sources import Corpus
 from lineage_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from lineage_jax.data.tokens import TokenStream, join, tokenize, tokenize_cached
-from lineage_jax.data.train_tokenizers import BPE_VOCAB_SIZE, WORD_VOCAB_SIZE, train_cached
+from lineage_jax.data.train_tokenizers import (
+    BPE_VOCAB_SIZE,
+    SUBWORDS,
+    WORD_VOCAB_SIZE,
+    train_cached,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,17 +48,17 @@ class PairsData:
     max_digits: int = 9
     """Without files: of the longest numbers, which are some twenty words."""
     num_pairs: int = 8000
-    """Without files: pairs to draw, held-out ones among them: about two seconds' work."""
+    """Without files: pairs to draw, held-out ones among them: seconds of work, once."""
     reverse_source: bool = False
     """Read the source's tokens last to first (Sutskever et al. 2014, section 3.3, where a token is
     a word)."""
     tokenizer: str = "words"
-    """"words" (a vocabulary a language) or "bpe" (one for both, as in Vaswani et al. 2017, section
-    5.1), both taken from the training pairs; "bytes"; or the path of a tokenizer.json or of a
-    SentencePiece .model, for both."""
+    """"words", a vocabulary of each language; "bpe", "wordpiece" or "unigram", one for both, as in
+    Vaswani et al. 2017, section 5.1: all learnt from the training pairs. Or "bytes", or the path
+    of a tokenizer.json or of a SentencePiece .model."""
     vocab_size: int | None = None
-    """Tokens to train "bpe" to (8192 if not given), or words to take in each language (30,000:
-    Bahdanau et al. 2014, section 4.1)."""
+    """Words to take in each language (30,000 if not given: Bahdanau et al. 2014, section 4.1),
+    tokens to train the tokenizer to (8192), or the most that another tokenizer may have."""
     source_len: int = 51
     """S, the longest source: 50 words (Bahdanau et al. 2014, section 4.2) and the end symbol."""
     target_len: int = 51
@@ -229,12 +234,18 @@ def _tokenizers(config: PairsData, train: ParallelText) -> tuple[Tokenizer, Toke
         )
         return source, target
     both: Tokenizer
-    if config.tokenizer == "bpe":
-        both = train_cached("bpe", train, config.vocab_size or BPE_VOCAB_SIZE, config.cache_dir)
+    if config.tokenizer in SUBWORDS:
+        vocab_size = config.vocab_size or BPE_VOCAB_SIZE
+        both = train_cached(config.tokenizer, train, vocab_size, config.cache_dir)
     elif config.tokenizer == "bytes":
         both = ByteTokenizer()
     else:
         both = load_tokenizer(config.tokenizer)
+    if config.vocab_size is not None and both.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer {config.tokenizer!r} has {both.vocab_size} tokens, more than "
+            f"--data.vocab-size {config.vocab_size}; leave that out"
+        )
     return both, both
 
 

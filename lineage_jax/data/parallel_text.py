@@ -76,6 +76,12 @@ def split_pairs(pairs: ParallelText, heldout_fraction: float) -> tuple[ParallelT
 
 def _read_lines(path: str | os.PathLike) -> list[str]:
     """The lines of a file; those of Windows end in one character more, which is dropped."""
+    from etils import epath
+
+    if not epath.Path(path).expanduser().exists():
+        raise FileNotFoundError(
+            f"{path}: no such file; check the paths (--data.source-path, --data.target-path)"
+        )
     documents = read_text(path).documents
     if len(documents) > 1:
         raise ValueError(f"{path}: wanted one text file with a sentence on each line")
@@ -85,7 +91,5 @@ def _read_lines(path: str | os.PathLike) -> list[str]:
 
 def _sentences(path: str | os.PathLike, lines: list[str]) -> Corpus:
     name = os.path.basename(path)
-    numbered = enumerate(lines, start=1)
-    return Corpus(
-        name, tuple(Document(f"{name}:{n}", line) for n, line in numbered if line.strip())
-    )
+    full = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return Corpus(name, tuple(Document(f"{name}:{number}", line) for number, line in full))

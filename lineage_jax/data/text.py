@@ -140,8 +140,8 @@ class TextDataset:
 def load_text(config: TextData) -> TextDataset:
     """Reads, splits, tokenizes and packs what `config` names.
 
-    A tokenizer is trained on the training side alone. Tokenizer and tokens are kept in `cache_dir`, by
-    the digest of their text.
+    A tokenizer is trained on the training side alone. Tokenizer and tokens are kept in
+    `cache_dir`, by the digest of their text.
 
     Raises:
       OSError: a file is missing or cannot be read.

@@ -9,6 +9,7 @@ from lineage_jax.data.sources import Corpus
 from lineage_jax.data.tokenizers import END_OF_TEXT, HuggingFaceTokenizer
 
 Subwords = Literal["bpe", "wordpiece", "unigram"]
+Model = Subwords | Literal["words"]
 SUBWORDS: tuple[Subwords, ...] = get_args(Subwords)
 
 # Where no other size is asked for.
@@ -20,7 +21,7 @@ T5_TOKENS = ("<pad>", "</s>", "<unk>")  # in the order of T5's spiece.model
 
 
 def train_tokenizer(
-    model: Subwords | Literal["words"],
+    model: Model,
     texts: Iterable[str],
     vocab_size: int,
     *,
@@ -41,7 +42,7 @@ def train_tokenizer(
 
 
 def train_cached(
-    model: Subwords | Literal["words"],
+    model: Model,
     corpora: Sequence[Corpus],
     vocab_size: int,
     cache_dir: str | os.PathLike,
@@ -72,7 +73,7 @@ def train_bpe(
     if vocab_size < 257:
         raise ValueError(
             f"wanted a BPE vocabulary of at least 257 (256 bytes and the end of text), came "
-            f"{vocab_size}; raise --data.vocab-size or use --data.tokenizer bytes"
+            f"{vocab_size}; ask for more, or take the tokenizer `bytes`"
         )
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -157,7 +158,7 @@ def train_unigram(
 def train_words(
     texts: Iterable[str], vocab_size: int, *, show_progress: bool = False
 ) -> HuggingFaceTokenizer:
-    """Takes the most frequent words as they are, and the rest as <unk> (Sutskever et al. 2014, 3.1).
+    """Takes the most frequent words, and all others as <unk> (Sutskever et al. 2014, section 3.1).
 
     Words are split at spaces, hyphens and punctuation: "vingt-deux mille" is three. A word carries
     the space or the hyphen before it, and the text a space in front, so that a text of known words
