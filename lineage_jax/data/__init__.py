@@ -1,6 +1,5 @@
 """Data: text and tokens in, batches of NumPy arrays out; nothing here knows of jax."""
 
-from lineage_jax.data.number_words import number_words
 from lineage_jax.data.packing import Batches
 from lineage_jax.data.pair_batches import PairBatches
 from lineage_jax.data.pairs import PairsData, PairsDataset, load_pairs
@@ -48,7 +47,6 @@ __all__ = [
     "load_pairs",
     "load_text",
     "load_tokenizer",
-    "number_words",
     "python_text",
     "read_huggingface",
     "read_parallel_text",

@@ -20,7 +20,7 @@ FIRST_DAY, LAST_DAY = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
 MAX_DIGITS = 18  # the numbers are drawn as 64-bit integers
 
 
-def number_words(
+def draw_pairs(
     *,
     kind: Kind,
     source_language: str,

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from lineage_jax.data.number_words import MAX_DIGITS, Kind, number_words
+from lineage_jax.data.number_words import MAX_DIGITS, Kind, draw_pairs
 from lineage_jax.data.pair_batches import PairBatches
 from lineage_jax.data.parallel_text import ParallelText, read_parallel_text, split_pairs
 from lineage_jax.data.sources import Corpus
 from lineage_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from lineage_jax.data.tokens import TokenStream, join, tokenize, tokenize_cached
-from lineage_jax.data.train_tokenizers import (
-    BPE_VOCAB_SIZE,
-    SUBWORDS,
-    WORD_VOCAB_SIZE,
-    train_cached,
-)
+from lineage_jax.data.train_tokenizers import BPE_VOCAB_SIZE, WORD_VOCAB_SIZE, train_cached
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,12 +48,12 @@ class PairsData:
     """Read the source's tokens last to first (Sutskever et al. 2014, section 3.3, where a token is
     a word)."""
     tokenizer: str = "words"
-    """"words", a vocabulary of each language; "bpe", "wordpiece" or "unigram", one for both, as in
-    Vaswani et al. 2017, section 5.1: all learnt from the training pairs. Or "bytes", or the path
-    of a tokenizer.json or of a SentencePiece .model."""
+    """"words", a vocabulary of each language, or "bpe", one of both (Vaswani et al. 2017, section
+    5.1), taken from the training pairs; "bytes"; or the path of a tokenizer.json or of a
+    SentencePiece .model."""
     vocab_size: int | None = None
     """Words to take in each language (30,000 if not given: Bahdanau et al. 2014, section 4.1),
-    tokens to train the tokenizer to (8192), or the most that another tokenizer may have."""
+    tokens to train "bpe" to (8192), or the most that another tokenizer may have."""
     source_len: int = 51
     """S, the longest source: 50 words (Bahdanau et al. 2014, section 4.2) and the end symbol."""
     target_len: int = 51
@@ -208,7 +203,7 @@ def reverse(stream: TokenStream) -> TokenStream:
 def _read(config: PairsData) -> tuple[ParallelText, ParallelText]:
     """Pairs to train on, and pairs that are held out."""
     if config.source_path is None or config.target_path is None:
-        drawn = number_words(
+        drawn = draw_pairs(
             kind=config.kind,
             source_language=config.source_language,
             target_language=config.target_language,
@@ -234,9 +229,8 @@ def _tokenizers(config: PairsData, train: ParallelText) -> tuple[Tokenizer, Toke
         )
         return source, target
     both: Tokenizer
-    if config.tokenizer in SUBWORDS:
-        vocab_size = config.vocab_size or BPE_VOCAB_SIZE
-        both = train_cached(config.tokenizer, train, vocab_size, config.cache_dir)
+    if config.tokenizer == "bpe":
+        both = train_cached("bpe", train, config.vocab_size or BPE_VOCAB_SIZE, config.cache_dir)
     elif config.tokenizer == "bytes":
         both = ByteTokenizer()
     else:

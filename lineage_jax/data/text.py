@@ -14,18 +14,14 @@ from lineage_jax.data.sources import (
 )
 from lineage_jax.data.standard_library import python_text
 from lineage_jax.data.token_files import is_token_file, read_tokens
-from lineage_jax.data.tokenizers import (
-    ByteTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from lineage_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from lineage_jax.data.tokens import (
     TokenStream,
     split_tokens,
     tokenize,
     tokenize_cached,
 )
-from lineage_jax.data.train_tokenizers import BPE_VOCAB_SIZE, SUBWORDS, train_cached
+from lineage_jax.data.train_tokenizers import BPE_VOCAB_SIZE, train_cached
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +38,11 @@ class TextData:
     column: str = "text"
     """The field that holds the text, in .jsonl and Hugging Face data."""
     tokenizer: str = "bytes"
-    """"bytes"; "bpe", "wordpiece" or "unigram" (trained on the training text); or the path of a
-    tokenizer.json or of a SentencePiece .model."""
+    """"bytes", "bpe" (trained on the training text), or the path of a tokenizer.json, such as
+    `lineage tokenizer train` writes, or of a SentencePiece .model."""
     vocab_size: int | None = None
-    """Tokens to train the tokenizer to (8192 if not given), the vocabulary of token files, or the
-    most that another tokenizer may have."""
+    """Tokens to train "bpe" to (8192 if not given), the vocabulary of token files, or the most
+    that another tokenizer may have."""
     seq_len: int = 256
     """T, tokens in a row (nanoGPT, config/train_shakespeare_char.py)."""
     batch_size: int = 64
@@ -140,8 +136,8 @@ class TextDataset:
 def load_text(config: TextData) -> TextDataset:
     """Reads, splits, tokenizes and packs what `config` names.
 
-    A tokenizer is trained on the training side alone. Tokenizer and tokens are kept in
-    `cache_dir`, by the digest of their text.
+    A BPE is trained on the training side alone. Tokenizer and tokens are kept in `cache_dir`, by
+    the digest of their text.
 
     Raises:
       OSError: a file is missing or cannot be read.
@@ -184,7 +180,7 @@ def _from_text(config: TextData) -> _Loaded:
 
 def _from_tokens(config: TextData, path: str) -> _Loaded:
     tokenizer, vocab_size = None, config.vocab_size
-    if config.tokenizer not in ("bytes", *SUBWORDS):
+    if config.tokenizer not in ("bytes", "bpe"):
         tokenizer = load_tokenizer(config.tokenizer)
         vocab_size = vocab_size or tokenizer.vocab_size
     if vocab_size is None:
@@ -197,9 +193,9 @@ def _from_tokens(config: TextData, path: str) -> _Loaded:
 
 
 def _tokenizer(config: TextData, train: Corpus) -> Tokenizer:
-    if config.tokenizer in SUBWORDS:
+    if config.tokenizer == "bpe":
         vocab_size = config.vocab_size or BPE_VOCAB_SIZE
-        return train_cached(config.tokenizer, [train], vocab_size, config.cache_dir)
+        return train_cached("bpe", [train], vocab_size, config.cache_dir)
     tokenizer: Tokenizer = ByteTokenizer()
     if config.tokenizer != "bytes":
         tokenizer = load_tokenizer(config.tokenizer)

@@ -181,8 +181,8 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         place = found[0] if found else place / _FILES[0]
     if not place.exists():
         raise FileNotFoundError(
-            f"{place}: no such tokenizer; wanted bytes, bpe, wordpiece, unigram, or the path of a "
-            "tokenizer.json or a SentencePiece .model (--data.tokenizer)"
+            f"{place}: no such tokenizer; wanted bytes, bpe, or the path of a tokenizer.json or "
+            "of a SentencePiece .model (--data.tokenizer)"
         )
     if place.suffix == ".model":
         return SentencePieceTokenizer(place.read_bytes(), str(place))

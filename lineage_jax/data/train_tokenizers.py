@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lineage_jax.data.cache import cached
 from lineage_jax.data.sources import Corpus
 from lineage_jax.data.tokenizers import END_OF_TEXT, HuggingFaceTokenizer
 
-Subwords = Literal["bpe", "wordpiece", "unigram"]
-Model = Subwords | Literal["words"]
-SUBWORDS: tuple[Subwords, ...] = get_args(Subwords)
+Model = Literal["bpe", "wordpiece", "unigram"]
 
 # Where no other size is asked for.
 BPE_VOCAB_SIZE = 8192  # of the benchmark's model: 2^13 keeps the softmax of a small model small
@@ -21,38 +19,37 @@ T5_TOKENS = ("<pad>", "</s>", "<unk>")  # in the order of T5's spiece.model
 
 
 def train_tokenizer(
-    model: Model,
-    texts: Iterable[str],
-    vocab_size: int,
-    *,
-    show_progress: bool = False,
+    model: Model, texts: Iterable[str], vocab_size: int, *, show_progress: bool = False
 ) -> HuggingFaceTokenizer:
-    """Learns a tokenizer of that model. The same texts give the same tokenizer.
+    """Learns a tokenizer of that model.
+
+    Only BPE is the same each time: the trainers of WordPiece and Unigram settle ties by chance.
+    So train those once, keep the file, and give every process that file.
 
     Raises:
       ValueError: `vocab_size` has no room for what the model cannot do without.
     """
-    trainers = {
-        "bpe": train_bpe,
-        "wordpiece": train_wordpiece,
-        "unigram": train_unigram,
-        "words": train_words,
-    }
+    trainers = {"bpe": train_bpe, "wordpiece": train_wordpiece, "unigram": train_unigram}
     return trainers[model](texts, vocab_size, show_progress=show_progress)
 
 
 def train_cached(
-    model: Model,
+    model: Literal["bpe", "words"],
     corpora: Sequence[Corpus],
     vocab_size: int,
     cache_dir: str | os.PathLike,
 ) -> HuggingFaceTokenizer:
-    """`train_tokenizer` on some corpora, or what it gave before, from `cache_dir`."""
+    """A tokenizer trained on some corpora, or what that gave before, from `cache_dir`.
+
+    The models are those that every process which trains one for itself learns alike.
+    """
+    train = {"bpe": train_bpe, "words": train_words}[model]
     texts = (document.text for corpus in corpora for document in corpus.documents)
     digests = "-".join(corpus.digest[:32] for corpus in corpora)
     path = os.path.join(os.path.expanduser(cache_dir), f"{model}-{digests}-{vocab_size}")
-    content = cached(path, lambda: train_tokenizer(model, texts, vocab_size).content.encode())
-    return HuggingFaceTokenizer(content.decode())
+    return HuggingFaceTokenizer(
+        cached(path, lambda: train(texts, vocab_size).content.encode()).decode()
+    )
 
 
 def train_bpe(
@@ -125,25 +122,39 @@ def train_wordpiece(
 def train_unigram(
     texts: Iterable[str], vocab_size: int, *, show_progress: bool = False
 ) -> HuggingFaceTokenizer:
-    """Learns a unigram language model of pieces (Kudo 2018, section 3.2), T5's tokenizer.
+    """Learns a unigram language model of pieces (Kudo 2018, section 3.2), with T5's special tokens.
 
-    A piece carries the space before it, written U+2581, so that text comes back with its spaces;
-    a character that the texts do not have is <unk>.
+    Its letters are the 256 bytes, as in `train_bpe`, where T5's are characters: so that no text is
+    unknown and every text comes back exactly. On ten megabytes it takes a minute.
 
     Raises:
-      ValueError: `vocab_size` has no room for a piece beside T5's special tokens.
+      ValueError: `vocab_size` is below 259, the bytes and T5's special tokens.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-    _check_room("Unigram", vocab_size, T5_TOKENS)
+    if vocab_size < 256 + len(T5_TOKENS):
+        raise ValueError(
+            f"wanted a Unigram vocabulary of at least {256 + len(T5_TOKENS)} (256 bytes and "
+            f"{' '.join(T5_TOKENS)}), came {vocab_size}"
+        )
     tokenizer = tokenizers.Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
+    # A word, the space before it and the mark behind it; or marks; or white space. The trainer
+    # takes for a piece only what it has seen different letters follow: "and" would not be one if
+    # words were cut before their commas. And no special token that a text spells out is uncut.
+    pattern = tokenizers.Regex(r" ?\w+[^\w\s]?| ?[^\w\s]+|\s+(?!\S)|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size,
         special_tokens=list(T5_TOKENS),
         unk_token="<unk>",
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=show_progress,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -155,14 +166,12 @@ def train_unigram(
     return HuggingFaceTokenizer(tokenizer.to_str())
 
 
-def train_words(
-    texts: Iterable[str], vocab_size: int, *, show_progress: bool = False
-) -> HuggingFaceTokenizer:
+def train_words(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
     """Takes the most frequent words, and all others as <unk> (Sutskever et al. 2014, section 3.1).
 
     Words are split at spaces, hyphens and punctuation: "vingt-deux mille" is three. A word carries
     the space or the hyphen before it, and the text a space in front, so that a text of known words
-    comes back exactly.
+    comes back exactly. The same texts give the same tokenizer.
 
     Raises:
       ValueError: `vocab_size` has no room for a word beside the special tokens.
@@ -178,7 +187,7 @@ def train_words(
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.WordLevelTrainer(
-        vocab_size=vocab_size, special_tokens=list(special), show_progress=show_progress
+        vocab_size=vocab_size, special_tokens=list(special), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return HuggingFaceTokenizer(tokenizer.to_str())
