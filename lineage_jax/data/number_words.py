@@ -50,7 +50,7 @@ def draw_pairs(
       cache_dir: where to keep them: num2words makes only some thousands a second.
 
     Raises:
-      ValueError: num2words or Babel does not know a language.
+      ValueError: num2words or Babel does not know a language, or has no words for a number.
     """
     draw = f"{kind} {min_digits} {max_digits} {num_pairs} {seed}"
     versions = " ".join(metadata.version(package) for package in ("num2words", "babel"))
@@ -111,6 +111,15 @@ def _speaker(language: str) -> Callable[[int | datetime.date], str]:
     def say(value: int | datetime.date) -> str:
         if isinstance(value, datetime.date):
             return format_date(value, format="full", locale=locale)
-        return num2words(value, lang=language)
+        try:
+            words = num2words(value, lang=language)
+        except (OverflowError, TypeError):  # both are met where a language's words end
+            words = ""
+        if not words:
+            raise ValueError(
+                f"num2words has no words for {value} in {language!r}; lower --data.max-digits, or "
+                "take another language"
+            )
+        return words
 
     return say

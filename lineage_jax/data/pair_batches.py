@@ -142,8 +142,8 @@ class PairBatches:
             )
         steps = range(first_step, first_step + num_steps)
         whole = np.stack([self._rows(step) for step in steps])  # steps B
-        bucket = self._bucket[np.minimum(whole, self.num_rows - 1)].max()
-        source_len, target_len = self.lengths[bucket if self.shuffle else -1].tolist()
+        bucket = self._bucket[whole].max() if self.shuffle else -1
+        source_len, target_len = self.lengths[bucket].tolist()
         chosen = whole if rows is None else whole[:, rows]
         source, source_mask = self._padded(self.source, 0, chosen, source_len)
         targets, mask = self._padded(self.target, 1, chosen, target_len)

@@ -79,3 +79,9 @@ def test_what_was_made_once_is_kept(made, monkeypatch, tmp_path):
 def test_a_language_that_is_not_known_is_refused_by_name(made, language):
     with pytest.raises(ValueError, match=rf"came '{language}'; num2words has am, ar"):
         made(target_language=language)
+
+
+@pytest.mark.parametrize("language", ["en_IN", "tr"])
+def test_a_number_that_a_language_has_no_words_for_is_refused_by_name(made, language):
+    with pytest.raises(ValueError, match=rf"no words for \d{{12,}} in '{language}'; lower --data"):
+        made(target_language=language, min_digits=18, max_digits=18)

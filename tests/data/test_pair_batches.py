@@ -102,6 +102,16 @@ def test_buckets_bring_pairs_of_similar_length_together_and_padding_falls():
     assert padding(4) < padding(1) / 2
 
 
+def test_no_bucket_cuts_off_a_pair_that_is_long_on_one_side_alone():
+    sizes = np.random.default_rng(0).integers(1, 16, (2, 90))
+    batches = batches_of(*sizes, source_len=16, target_len=16, batch_size=7, num_buckets=5)
+    for step in range(batches.num_batches):
+        batch = batches(step)
+        numbers = met(batch)
+        np.testing.assert_array_equal(batch["source_mask"].sum(axis=1), sizes[0][numbers] + 1)
+        np.testing.assert_array_equal(batch["mask"].sum(axis=1), sizes[1][numbers] + 1)
+
+
 def test_a_batch_has_the_shape_of_its_longest_bucket_and_no_other():
     batches = many(batch_size=8, num_buckets=3)
     lengths = batches.lengths.tolist()

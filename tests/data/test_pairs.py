@@ -137,6 +137,9 @@ def test_without_files_it_is_numbers_in_words_of_which_none_is_on_both_sides(tmp
     met = {pair for step in steps for pair in said(data, data.train(step))}
     assert not met & set(data.heldout_pairs)
     assert data.train.num_rows + data.heldout.num_rows == 300
+    assert data.train.lengths.tolist() == [[51, 51]]
+    buckets = load_pairs(PairsData(buckets=3, **settings))
+    assert len(buckets.train.lengths) == 3 and buckets.train.lengths[0].max() < 51
     dates = load_pairs(PairsData(kind="dates", target_language="de", **settings))
     assert any("März" in target for _, target in dates.heldout_pairs)
 
