@@ -157,7 +157,7 @@ class SentencePieceTokenizer:
         return [np.asarray(ids, np.int32) for ids in self._model.encode(list(texts))]
 
     def decode(self, ids: Any) -> str:
-        return self._model.decode([int(i) for i in np.asarray(ids) if i != self.end_of_text])
+        return self._model.decode(np.asarray(ids, np.int64).tolist())  # leaves the end of text out
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `folder/tokenizer.model`, which `load_tokenizer` and `transformers` read."""

@@ -132,7 +132,7 @@ def test_a_sentencepiece_model_reads_and_writes_text_as_that_package_does(model,
             ids = loaded.encode(text)
             assert ids.dtype == np.int32 and ids.tolist() == oracle.encode(text)
             assert 1 not in ids
-            assert loaded.decode([*ids, 1]) == text
+            assert loaded.decode([*ids, 1]) == loaded.decode(ids) == text
         for ids, text in zip(loaded.encode_batch(TEXTS), TEXTS, strict=True):
             np.testing.assert_array_equal(ids, loaded.encode(text))
 
