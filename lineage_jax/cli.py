@@ -31,6 +31,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
   lineage runs                      the runs in a folder: which are under way, which went wrong
   lineage plan gpt --preset gpt3_175b --topology v5p:8x8x8   what a slice you do not have would do
+  lineage tokenizer train --model bpe --path book.txt   a tokenizer of your own text
   lineage sweep laptop              train many sizes, fit the scaling laws, write a report
   lineage plan-sweep --flops-min 1e15 --flops-max 1e18   a sweep of yours: sizes, time, cost
   lineage fit RUNS.csv              fit the scaling laws to anybody's runs
@@ -103,6 +104,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "plan": plan,
         "sweep": sweep,
         "plan-sweep": plan_sweep,
+        "tokenizer": tokenizer,
         "fit": fit,
         "optimal": optimal,
         "launch": launch,
@@ -423,6 +425,16 @@ def plan_sweep(arguments: Sequence[str]) -> None:
     console = Console(highlight=False, markup=False)
     for part in plan_file(chosen):
         console.print(part)
+
+
+def tokenizer(arguments: Sequence[str]) -> None:
+    """`lineage tokenizer train --model unigram --path book.txt --out book.json`: a tokenizer."""
+    if not arguments or arguments[0] != "train":
+        raise UsageError("wanted `lineage tokenizer train`; add --help for its options")
+    from lineage_jax.data.commands import TokenizerOptions, train_tokenizer_file
+
+    defaults, program = TokenizerOptions(), "lineage tokenizer train"
+    print(train_tokenizer_file(options(TokenizerOptions, defaults, arguments[1:], program), say))
 
 
 def fit(arguments: Sequence[str]) -> None:

@@ -348,3 +348,47 @@ def test_a_plan_that_cannot_be_made_or_read_says_why(capsys, tmp_path, arguments
 
 def test_a_plan_that_is_not_there_is_an_io_error(capsys):
     assert "nowhere.json" in refused(capsys, "sweep", "nowhere.json", code=1)
+
+
+@pytest.mark.parametrize("model", ["bpe", "wordpiece", "unigram"])
+def test_a_tokenizer_is_trained_summed_up_and_read_by_a_run(capsys, tmp_path, model):
+    from lineage_jax.data import TextData, load_text
+
+    (tmp_path / "text.txt").write_text(TEXT)
+    size = ["--vocab-size", "290", "--sentinels", "2", "--out", "mine.json"]
+    command = ["tokenizer", "train", "--model", model, "--path", "text.txt"]
+    code, out, _ = run(capsys, *command, *size)
+    said, summary = out.splitlines()
+    assert code == 0
+    assert said.startswith(f"training {model} on 0.0 MB of text.txt")
+    settings = {"path": "text.txt", "tokenizer": "mine.json", "cache_dir": str(tmp_path)}
+    data = load_text(TextData(**settings, seq_len=8, batch_size=2))
+    assert summary.startswith(f"mine.json: {model}, {data.vocab_size} tokens; ")
+    assert f"; {data.bytes_per_token:.3f} bytes per token" in summary
+    assert data.bytes_per_token > 1 and data.vocab_size <= 290
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["tokenizer"], "lineage tokenizer train"),
+        (["tokenizer", "trian"], "lineage tokenizer train"),
+        (["tokeniser", "train"], "did you mean tokenizer"),
+        (["tokenizer", "train", "--model", "bp"], "'bpe', 'wordpiece', 'unigram'"),
+        (["tokenizer", "train", "--vocab", "9"], "--vocab-size"),
+        (["tokenizer", "train", "--vocab-size", "256", "--path", "short.txt"], "at least 257"),
+        (["tokenizer", "train", "--sentinels", "9000"], "0 <= sentinels < vocab_size"),
+        (["tokenizer", "train", "--path", "one.txt"], "too short to hold out"),
+        (["tokenizer", "train", "--path", "empty.txt"], "empty.txt: wanted text"),
+        (["tokenizer", "train", "--out", "mine"], "--out to end in .json"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_trained_says_why(capsys, tmp_path, arguments, told):
+    for name, text in (("short.txt", TEXT), ("one.txt", "One line.\n"), ("empty.txt", "")):
+        (tmp_path / name).write_text(text)
+    assert told in refused(capsys, *arguments)
+
+
+def test_a_text_to_train_a_tokenizer_on_that_is_not_there_is_an_io_error(capsys):
+    line = refused(capsys, "tokenizer", "train", "--path", "nowhere.txt", code=1)
+    assert "nowhere.txt: no such file" in line

@@ -5,7 +5,6 @@ import hashlib
 import os
 from typing import Any
 
-from lineage_jax.data.cache import cached
 from lineage_jax.data.packing import Batches
 from lineage_jax.data.sources import (
     Corpus,
@@ -15,21 +14,14 @@ from lineage_jax.data.sources import (
 )
 from lineage_jax.data.standard_library import python_text
 from lineage_jax.data.token_files import is_token_file, read_tokens
-from lineage_jax.data.tokenizers import (
-    ByteTokenizer,
-    HuggingFaceTokenizer,
-    Tokenizer,
-    load_tokenizer,
-    train_bpe,
-)
+from lineage_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from lineage_jax.data.tokens import (
     TokenStream,
     split_tokens,
     tokenize,
     tokenize_cached,
 )
-
-BPE_VOCAB_SIZE = 8192  # of the benchmark's model: 2^13 keeps the softmax of a small model small
+from lineage_jax.data.train_tokenizers import BPE_VOCAB_SIZE, train_cached
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +38,8 @@ class TextData:
     column: str = "text"
     """The field that holds the text, in .jsonl and Hugging Face data."""
     tokenizer: str = "bytes"
-    """"bytes", "bpe" (trained on the training text), or the path of a tokenizer.json."""
+    """"bytes", "bpe" (trained on the training text), or the path of a tokenizer.json, such as
+    `lineage tokenizer train` writes, or of a SentencePiece .model."""
     vocab_size: int | None = None
     """Tokens to train "bpe" to (8192 if not given), the vocabulary of token files, or the most
     that another tokenizer may have."""
@@ -202,12 +195,7 @@ def _from_tokens(config: TextData, path: str) -> _Loaded:
 def _tokenizer(config: TextData, train: Corpus) -> Tokenizer:
     if config.tokenizer == "bpe":
         vocab_size = config.vocab_size or BPE_VOCAB_SIZE
-        path = os.path.join(
-            os.path.expanduser(config.cache_dir), f"bpe-{train.digest[:32]}-{vocab_size}"
-        )
-        texts = (document.text for document in train.documents)
-        content = cached(path, lambda: train_bpe(texts, vocab_size).content.encode())
-        return HuggingFaceTokenizer(content.decode())
+        return train_cached("bpe", [train], vocab_size, config.cache_dir)
     tokenizer: Tokenizer = ByteTokenizer()
     if config.tokenizer != "bytes":
         tokenizer = load_tokenizer(config.tokenizer)

@@ -1,10 +1,10 @@
-"""Text to ids and back: the 256 bytes, or byte-level byte-pair encoding."""
+"""Text to ids and back: the 256 bytes, or a tokenizer of Hugging Face's or SentencePiece's."""
 
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +15,8 @@ from lineage_jax.data.cache import write_whole
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's spelling, the one that we train with
 # What others call it: LLaMA 3; LLaMA, T5 and RoBERTa; Gemma; BERT.
 _ENDS_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+# What a folder's tokenizer is called: Hugging Face's; LLaMA's and T5's, of SentencePiece.
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
 @runtime_checkable
@@ -57,7 +59,7 @@ class ByteTokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `folder/tokenizer.json`, which `load_tokenizer` reads."""
-        _save(folder, json.dumps({"model": {"type": "bytes"}}))
+        _save(folder, json.dumps({"model": {"type": "bytes"}}).encode())
 
 
 class HuggingFaceTokenizer:
@@ -110,58 +112,80 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `folder/tokenizer.json`, which `load_tokenizer` and `transformers` read."""
-        _save(folder, self.content)
+        _save(folder, self.content.encode())
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
-    """Learns a byte-level byte-pair encoding: GPT-2's (Radford et al. 2019, section 2.2).
+class SentencePieceTokenizer:
+    """A `.model` of SentencePiece (Kudo & Richardson 2018), such as T5's and LLaMA's.
 
-    All 256 bytes are in the vocabulary, so that no text is unknown and every text comes back
-    exactly; id 0 is the end of text. The same texts give the same tokenizer. A short text may
-    not have enough pairs to fill the vocabulary: then `vocab_size` of what comes back is smaller.
+    Args:
+      content: the file's bytes.
+      where: what errors call it.
 
     Raises:
-      ValueError: `vocab_size` is below 257, the bytes and the end of text.
+      ValueError: the `sentencepiece` package is missing, the bytes are no model, or the model has
+        no end of text.
     """
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < 257:
-        raise ValueError(
-            f"wanted a BPE vocabulary of at least 257 (256 bytes and the end of text), came "
-            f"{vocab_size}; raise --data.vocab-size or use --data.tokenizer bytes"
-        )
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        # Without it, a byte that the texts do not have would vanish when it is met later.
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return HuggingFaceTokenizer(tokenizer.to_str())
+    def __init__(self, content: bytes, where: str = "tokenizer.model"):
+        try:
+            import sentencepiece
+        except ImportError:
+            raise ValueError(
+                f"{where}: reading a SentencePiece model needs the `sentencepiece` package: "
+                "pip install 'lineage-jax[sentencepiece]'"
+            ) from None
+        self._model = sentencepiece.SentencePieceProcessor()
+        try:
+            self._model.LoadFromSerializedProto(content)
+        except RuntimeError:
+            raise ValueError(f"{where}: wanted a SentencePiece model, it is not one") from None
+        self.content = content
+        self.vocab_size: int = self._model.vocab_size()
+        self.end_of_text: int = self._model.eos_id()
+        if self.end_of_text < 0:
+            raise ValueError(f"{where}: wanted a token that ends a text, it was trained without")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def encode(self, text: str) -> Int[np.ndarray, "T"]:
+        return np.asarray(self._model.encode(text), np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.asarray(ids, np.int32) for ids in self._model.encode(list(texts))]
+
+    def decode(self, ids: Any) -> str:
+        return self._model.decode(np.asarray(ids, np.int64).tolist())  # leaves the end of text out
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `folder/tokenizer.model`, which `load_tokenizer` and `transformers` read."""
+        _save(folder, self.content, "tokenizer.model")
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Reads a `tokenizer.json`, or the one in a folder: ours, or any of Hugging Face's.
+    """Reads a tokenizer, or the one in a folder: a `tokenizer.json`, ours or any of Hugging
+    Face's, or a `.model` of SentencePiece.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is not one, or no token of it ends a text.
+      ValueError: it is not one, no token of it ends a text, or it is SentencePiece's and that
+        package is missing.
     """
     from etils import epath
 
     place = epath.Path(path).expanduser()
     if place.is_dir():
-        place = place / "tokenizer.json"
+        found = [place / name for name in _FILES if (place / name).exists()]
+        place = found[0] if found else place / _FILES[0]
     if not place.exists():
         raise FileNotFoundError(
-            f"{place}: no such tokenizer; wanted bytes, bpe, or the path of a "
-            "tokenizer.json (--data.tokenizer)"
+            f"{place}: no such tokenizer; wanted bytes, bpe, or the path of a tokenizer.json or "
+            "of a SentencePiece .model (--data.tokenizer)"
         )
+    if place.suffix == ".model":
+        return SentencePieceTokenizer(place.read_bytes(), str(place))
     try:
         content = place.read_bytes().decode()
         kind = json.loads(content)["model"]["type"]
@@ -170,7 +194,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     return ByteTokenizer() if kind == "bytes" else HuggingFaceTokenizer(content, str(place))
 
 
-def _save(folder: str | os.PathLike, content: str) -> None:
+def _save(folder: str | os.PathLike, content: bytes, name: str = "tokenizer.json") -> None:
     from etils import epath
 
-    write_whole(epath.Path(folder) / "tokenizer.json", content.encode())
+    write_whole(epath.Path(folder) / name, content)

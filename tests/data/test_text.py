@@ -58,7 +58,7 @@ def test_bpe_is_trained_once_on_the_training_side_and_kept(folder, tmp_path, mon
     assert first.vocab_size <= 280 and first.bytes_per_token > 1.5
     texts = [first.tokenizer.decode(ids) for ids in first.train.stream.documents]
     assert first.tokenizer.digest == train_bpe(texts, 280).digest
-    for name in ("text.train_bpe", "tokens.tokenize"):
+    for name in ("train_tokenizers.train_bpe", "tokens.tokenize"):
         monkeypatch.setattr(f"lineage_jax.data.{name}", None)
     assert load_text(config).provenance() == first.provenance()
 
@@ -170,7 +170,8 @@ def test_the_package_imports_neither_jax_nor_the_heavy_readers():
 
     code = (
         "import sys, lineage_jax.data as d; "
-        "heavy = {'jax', 'grain', 'pyarrow', 'tokenizers', 'datasets', 'etils'} & set(sys.modules);"
+        "heavy = {'jax', 'grain', 'pyarrow', 'tokenizers', 'sentencepiece', 'datasets', "
+        "'etils', 'babel', 'num2words'} & set(sys.modules);"
         "sys.exit(' '.join(sorted(heavy)) or 0)"
     )
     root = pathlib.Path(__file__).parents[2]

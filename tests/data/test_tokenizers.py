@@ -1,11 +1,19 @@
 """Any text comes back exactly; the same text trains the same tokenizer."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
 
-from lineage_jax.data import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
+from lineage_jax.data import (
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_bpe,
+)
 from lineage_jax.data.tokenizers import END_OF_TEXT, HuggingFaceTokenizer
 
 TEXTS = ["the cat sat on the mat, the cat sat\n" * 20, "def f(x):\n    return x + x\n" * 20]
@@ -96,3 +104,55 @@ def test_truncation_and_padding_in_a_tokenizer_file_are_not_applied(bpe):
     np.testing.assert_array_equal(
         HuggingFaceTokenizer(json.dumps(content)).encode(TEXTS[0]), bpe.encode(TEXTS[0])
     )
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A SentencePiece model with T5's ids, and bytes for letters that it has not seen."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[0].splitlines()), model_writer=file, vocab_size=300,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True, minloglevel=2,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    return file.getvalue()
+
+
+def test_a_sentencepiece_model_reads_and_writes_text_as_that_package_does(model, tmp_path):
+    import sentencepiece
+
+    (tmp_path / "spiece.model").write_bytes(model)
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for path in (tmp_path, tmp_path / "spiece.model"):
+        loaded = load_tokenizer(path)
+        assert isinstance(loaded, SentencePieceTokenizer) and isinstance(loaded, Tokenizer)
+        assert (loaded.vocab_size, loaded.end_of_text) == (oracle.vocab_size(), 1)
+        for text in ("the cat sat", "naïve 文字 </s> cat", ""):
+            ids = loaded.encode(text)
+            assert ids.dtype == np.int32 and ids.tolist() == oracle.encode(text)
+            assert 1 not in ids
+            assert loaded.decode([*ids, 1]) == loaded.decode(ids) == text
+        for ids, text in zip(loaded.encode_batch(TEXTS), TEXTS, strict=True):
+            np.testing.assert_array_equal(ids, loaded.encode(text))
+
+
+def test_a_saved_sentencepiece_model_is_the_one_that_is_loaded(model, tmp_path):
+    SentencePieceTokenizer(model).save(tmp_path)
+    assert (tmp_path / "tokenizer.model").read_bytes() == model
+    assert load_tokenizer(tmp_path).digest == SentencePieceTokenizer(model).digest
+
+
+def test_what_is_no_sentencepiece_model_is_refused_by_name(tmp_path):
+    pytest.importorskip("sentencepiece")
+    for content in (b"{}", b"", b"\xff" * 99):
+        (tmp_path / "t.model").write_bytes(content)
+        with pytest.raises(ValueError, match=r"t\.model: wanted a SentencePiece model"):
+            load_tokenizer(tmp_path / "t.model")
+
+
+def test_a_sentencepiece_model_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    (tmp_path / "t.model").write_bytes(b"any")
+    with pytest.raises(ValueError, match=r"t\.model: .*pip install 'lineage-jax\[sentencepiece\]'"):
+        load_tokenizer(tmp_path / "t.model")
