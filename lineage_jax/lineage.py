@@ -39,11 +39,27 @@ class Milestone:
 
 LINEAGE: tuple[Milestone, ...] = (
     Milestone(
+        name="transformer",
+        title="Transformer",
+        year=2017,
+        paper="Vaswani et al. 2017",
+        url="https://arxiv.org/abs/1706.03762",
+        module="lineage_jax.models.transformer",
+        new="attention in place of recurrence, in heads; residuals, norms, sinusoids",
+        proved=(
+            "outputs and gradients equal `transformers` Marian, tables shared or apart",
+            "sinusoids are the paper's; a shift of positions is a linear map",
+            "sharded over 8 devices on seven meshes = one device",
+            "cached decoding = the full forward pass, for prompts of unequal length too",
+        ),
+    ),
+    Milestone(
         name="gpt",
         title="GPT-1, GPT-2, GPT-3",
         year=2018,
         paper="Radford et al. 2018, 2019; Brown et al. 2020",
         url="https://arxiv.org/abs/2005.14165",
+        parents=("transformer",),
         module="lineage_jax.models.gpt",
         new="one decoder, trained on the next token alone",
         proved=(

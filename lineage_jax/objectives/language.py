@@ -12,7 +12,10 @@ def target_logits(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> 
 
 
 def next_token_loss(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    logits: Float[Array, "B T V"],
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, tuple[Float[Array, ""], Float[Array, ""]]]]:
     """Mean of -log p(target) over the tokens that the mask keeps, by a float32 log-sum-exp.
 
@@ -20,6 +23,8 @@ def next_token_loss(
       logits: of the next token at each position.
       targets: ids of the next tokens, in [0, V). No value means "ignore": the mask does.
       mask: True where the target counts.
+      smoothing: the share of each target that all tokens have in equal parts (Szegedy et al. 2016,
+        section 7, arXiv 1512.00567). It is in the loss, and not in the metrics.
 
     Returns:
       The loss in nats per token, and the metrics "loss" and "accuracy" as (sum, count) pairs. A
@@ -27,8 +32,11 @@ def next_token_loss(
     """
     logits, kept = logits.astype(jnp.float32), mask.astype(jnp.float32)
     chosen = target_logits(logits, targets)
-    count = kept.sum()
-    total = ((jax.nn.logsumexp(logits, axis=-1) - chosen) * kept).sum()
+    count, log_sum = kept.sum(), jax.nn.logsumexp(logits, axis=-1)
+    total = ((log_sum - chosen) * kept).sum()
     correct = ((chosen >= logits.max(-1)) * kept).sum()
     loss = total / jnp.maximum(count, 1.0)
+    if smoothing:
+        even = ((log_sum - logits.mean(-1)) * kept).sum() / jnp.maximum(count, 1.0)
+        loss = (1 - smoothing) * loss + smoothing * even
     return loss, {"loss": (total, count), "accuracy": (correct, count)}

@@ -263,7 +263,7 @@ class Run:
         self.writers: list[Writer] = [self.metrics, *writers]
         self.feed = Feed(task.program.batch, mesh)
         self.train_steps = task.program.train_steps(mesh, accumulate=config.accumulate)
-        self.programs: dict[int, Any] = {}
+        self.programs: dict[tuple[tuple[int, ...], ...], Any] = {}
         self.eval_step = task.program.eval_step(mesh)
         device = mesh.devices.flat[0]
         self.steps_per_call = config.steps_per_call or (5 if device.platform == "cpu" else 1)
@@ -279,7 +279,7 @@ class Run:
                 self.evaluate()
             while self.step < config.num_steps:
                 steps, batches, rates = self.next_call()
-                if len(steps) not in self.programs:
+                if shapes(batches) not in self.programs:
                     self.compile(len(steps), batches, rates)
                     since, first = time.perf_counter(), self.step
                 if self.interruption.asked():
@@ -309,10 +309,12 @@ class Run:
         config, task = self.config, self.task
         every = (config.log_every, config.eval_every, config.checkpoint_every)
         left = min(config.num_steps - self.step, *(n - self.step % n for n in every))
-        # All or one, so that there are at most two programs to compile.
+        # All or one, so that there are at most two programs to compile for each shape of a batch.
         num_steps = self.steps_per_call if left >= self.steps_per_call else 1
         steps = range(self.step, self.step + num_steps)
         rows = [task.train_batch(step, self.feed.rows) for step in steps]
+        if len({shapes(batch) for batch in rows}) > 1:
+            steps, rows = steps[:1], rows[:1]
         stacked = {name: np.stack([batch[name] for batch in rows]) for name in rows[0]}
         rates = np.array([task.learning_rate(step) for step in steps], np.float32)
         return steps, self.feed.stack(stacked), rates
@@ -322,11 +324,11 @@ class Run:
         self.progress.say(f"compiling {num_steps} step{'s' if num_steps > 1 else ''} a call")
         lowered = self.train_steps.lower(self.state, batches, rates)
         limit = memory.available(self.mesh.local_devices[0])
-        self.programs[num_steps] = memory.compile_within(lowered, limit)
+        self.programs[shapes(batches)] = memory.compile_within(lowered, limit)
 
     def advance(self, steps: range, batches: Mapping[str, jax.Array], rates: np.ndarray) -> None:
         """The steps of one call; their metrics stay on the device."""
-        self.state, metrics = self.programs[len(steps)](self.state, batches, rates)
+        self.state, metrics = self.programs[shapes(batches)](self.state, batches, rates)
         self.step = steps.stop
         self.pending.append((steps, {**metrics, "learning_rate": (rates, np.ones(len(rates)))}))
 
@@ -420,3 +422,8 @@ class Run:
             self.status("failed", (str(error) or type(error).__name__).splitlines()[0])
         for writer in self.writers:
             writer.close()
+
+
+def shapes(batch: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Of each array of a batch, or of several on end."""
+    return tuple(array.shape for array in batch.values())

@@ -18,8 +18,9 @@ class OptimizerConfig:
 
     learning_rate: float = 6e-4
     """At its peak; GPT-3's smallest model (table 2.1)."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """After the warm-up: cosine decay, or stable and then a linear decay (Hu et al. 2024)."""
+    schedule: Literal["cosine", "wsd", "rsqrt", "constant"] = "cosine"
+    """After the warm-up: cosine decay; stable, and then a linear decay (Hu et al. 2024); or as one
+    over the square root of the step (Vaswani et al. 2017, equation 3)."""
     warmup_steps: int = 2000
     """First steps, with a learning rate that rises linearly (GPT-1, section 4.1)."""
     decay_fraction: float = 0.2
@@ -59,7 +60,14 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     if config.schedule == "wsd":
         decay = num_steps - decay_start(config, num_steps)
         return peak * min(1.0, max(0, num_steps - step) / max(1, decay))
+    if config.schedule == "rsqrt":
+        return peak * math.sqrt(max(1, warmup) / (step + 1))
     return peak
+
+
+def noam_peak(embed_dim: int, warmup_steps: int) -> float:
+    """The learning rate at the end of the warm-up (Vaswani et al. 2017, equation 3)."""
+    return (embed_dim * warmup_steps) ** -0.5
 
 
 def decay_start(config: OptimizerConfig, num_steps: int) -> int:
