@@ -7,8 +7,8 @@ Builds on:   seq2seq.py, an encoder and a decoder; with the gated hidden units a
 What is new: a vector for each source word, from a recurrence in each direction, instead of one for
              the sentence; before each target word they are averaged, by weights that a small
              network computes from the decoder's state: attention.
-Departures:  the appendix leaves out biases "to increase readability"; here the units, the initial
-             state, the alignment model and the maxout layer have one each, the output none.
+Departures:  the appendix has biases but does not print them; here the units, the initial state, the
+             alignment model and the maxout layer have one each, and the output none.
 """
 
 import dataclasses
@@ -54,14 +54,14 @@ class BahdanauConfig:
 
 
 def rnnsearch() -> BahdanauConfig:
-    """Appendix A.2.3; the vocabularies are section 4.1's 30 000 words and [UNK]."""
+    """Appendix A.2.3, with the 30 000 words of section 4.1 in each language."""
     return BahdanauConfig(
         embed_dim=620,
         hidden_dim=1000,
         alignment_dim=1000,
         maxout_dim=500,
-        source_vocab_size=30_001,
-        vocab_size=30_001,
+        source_vocab_size=30_000,
+        vocab_size=30_000,
     )
 
 

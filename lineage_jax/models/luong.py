@@ -15,7 +15,7 @@ Departures:  the LSTMs have biases. The paper does not say what dropout acts on:
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,11 +68,6 @@ class LuongConfig:
         for name in (*sizes, "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, kinds in (("score", get_args(Score)), ("alignment", get_args(Alignment))):
-            if getattr(self, name) not in kinds:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(kinds)}, got {getattr(self, name)!r}"
-                )
         if self.score == "location" and self.alignment != "global":
             raise ValueError(f"score='location' is global, got alignment={self.alignment!r}")
         if self.score == "location" and (self.max_source_len or 0) < 1:
