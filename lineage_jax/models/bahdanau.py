@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lineage_jax.nn import GRU, Embed, Linear, gru_cell, over_time
+from lineage_jax.nn.recurrent import gathered
 from lineage_jax.typing import Array, Bool, Float, Int, Precision
 
 
@@ -224,8 +225,9 @@ class Bahdanau(nn.Module):
         c = self.config
         words = self.embed(tokens)  # B T M
         projected, recurrent = self.gru.project(words)
-        weights = (self.context, self.align_query, self.align_vector)
-        of_context, of_query, vector = (weight.astype(c.dtype) for weight in weights)
+        of_context = gathered(self.context.astype(c.dtype), ("embed", "gates", "mlp"))
+        of_query = gathered(self.align_query.astype(c.dtype), ("embed", "mlp"))
+        vector = self.align_vector.astype(c.dtype)
 
         def step(hidden, projected):
             scores = additive_scores(hidden @ of_query, cache.keys, vector)

@@ -23,7 +23,7 @@ from flax import linen as nn
 
 from lineage_jax.models.bahdanau import additive_scores, alignment
 from lineage_jax.nn import LSTMStack, LSTMState, UniformEmbed, lstm_cell, over_time
-from lineage_jax.nn.recurrent import symmetric_uniform
+from lineage_jax.nn.recurrent import gathered, symmetric_uniform
 from lineage_jax.typing import Array, Bool, Float, Int, Precision
 
 Score = Literal["dot", "general", "concat", "location"]
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         def weight(name, axes, *shape):
             init = nn.with_logical_partitioning(symmetric_uniform(c.init_scale), axes)
             value: Any = self.param(name, init, shape, c.param_dtype)
-            return value.astype(c.dtype)
+            return gathered(value.astype(c.dtype), axes)
 
         return {name: weight(name, *rest) for name, rest in wanted.items()}
 

@@ -139,6 +139,13 @@ def symmetric_uniform(scale: float) -> nn.initializers.Initializer:
     return init
 
 
+def gathered(weight: Array, axes: tuple[str, ...]) -> Array:
+    """The weight, whole along "embed" on each device: brought together once, not at each token."""
+    return nn.with_logical_constraint(
+        weight, tuple(None if axis == "embed" else axis for axis in axes)
+    )
+
+
 class LSTM(nn.Module):
     """One layer of LSTM over a sequence.
 
@@ -173,7 +180,7 @@ class LSTM(nn.Module):
         def weight(name, init, axes, shape):
             init = nn.with_logical_partitioning(init, axes)
             value: Any = self.param(name, init, shape, self.param_dtype)
-            return value.astype(self.dtype)
+            return gathered(value.astype(self.dtype), axes)
 
         axes = ("embed", "gates", "mlp")
         return LSTMWeights(
@@ -291,7 +298,7 @@ class GRU(nn.Module):
         def weight(name, init, axes, shape):
             init = nn.with_logical_partitioning(init, axes)
             value: Any = self.param(name, init, shape, self.param_dtype)
-            return value.astype(self.dtype)
+            return gathered(value.astype(self.dtype), axes)
 
         axes = ("embed", "gates", "mlp")
         normal = nn.initializers.normal(self.stddev)
