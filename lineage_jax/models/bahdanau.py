@@ -238,12 +238,6 @@ class Bahdanau(nn.Module):
 
         hidden, (before, contexts, weights) = over_time(step, cache.hidden, projected, mask)
         self.sow("intermediates", "alignment", weights)
-        # Said here, or else the gradients that come back from the products below reach the scan
-        # with their rows on other devices than the scan's (jax 0.10.2, Shardy).
-        before, contexts = (
-            nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
-            for x in (before, contexts)
-        )
         # The state is the one before the word, s_(i-1), as appendix A.2.2 prints it (equation 4
         # has s_i); the word and its context are this step's.
         deep = self.from_state(before) + self.from_word(words) + self.from_context(contexts)

@@ -126,8 +126,16 @@ def over_time(
         return jnp.swapaxes(x, 0, 1)
 
     along = jax.tree.map(time_first, (inputs, mask))
+
+    def whole_rows(x, *axes):
+        return nn.with_logical_constraint(x, axes + (None,) * (x.ndim - len(axes)))
+
     state, outputs = jax.lax.scan(one_token, state, along, reverse=reverse)
-    return state, jax.tree.map(time_first, outputs)
+    # Said here, or else gradients may come back to the scan with their rows on other devices than
+    # the scan's, and be wrong (jax 0.10.2, Shardy, rows and units split at once).
+    state = jax.tree.map(lambda x: whole_rows(x, "batch"), state)
+    outputs = jax.tree.map(lambda x: whole_rows(time_first(x), "batch", "length"), outputs)
+    return state, outputs
 
 
 def symmetric_uniform(scale: float) -> nn.initializers.Initializer:
