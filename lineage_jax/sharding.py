@@ -36,6 +36,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "vocab": ("tensor",),
     "head": (),
+    "gates": (),
     "position": (),
     "embed_vector": (),
     "layers": ("stage",),

@@ -3,7 +3,8 @@
     B  batch                    T  length (of queries)      S  length (of keys)
     D  width of the residual    V  vocabulary               L  layers
     H  query heads              G  key-value heads          K  width of one head
-    F  width of the MLP         M  input width of a projection, N  its output width
+    F  width of the MLP         M  input width of a projection, N  its output width, or the units
+                                                               of a recurrence
 
 A lower-case letter in an einsum is the same axis. `#B` may be 1. Shapes are checked in the tests
 (jaxtyping and beartype) and cost nothing in production.

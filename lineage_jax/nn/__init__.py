@@ -13,25 +13,43 @@ from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP, GatedMLP
 from lineage_jax.nn.norms import LayerNorm, RMSNorm
 from lineage_jax.nn.positions import sinusoids
+from lineage_jax.nn.recurrent import (
+    GRU,
+    LSTM,
+    LSTMStack,
+    LSTMState,
+    UniformEmbed,
+    gru_cell,
+    lstm_cell,
+    over_time,
+)
 from lineage_jax.nn.rotary import RopeScaling, rotate
 from lineage_jax.nn.stack import Remat, stack
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "MLP",
     "Attention",
     "CrossAttention",
     "Embed",
     "GatedMLP",
     "KVCache",
+    "LSTMStack",
+    "LSTMState",
     "LayerNorm",
     "Linear",
     "Mask",
     "RMSNorm",
     "Remat",
     "RopeScaling",
+    "UniformEmbed",
     "causal_mask",
     "decoder_mask",
     "dot_product_attention",
+    "gru_cell",
+    "lstm_cell",
+    "over_time",
     "project",
     "rotate",
     "segment_mask",
