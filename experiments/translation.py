@@ -20,12 +20,14 @@ from lineage_jax import sharding
 from lineage_jax.data.pair_batches import shapes
 from lineage_jax.data.pairs import PairsData, PairsDataset, load_pairs
 from lineage_jax.objectives.language import next_token_loss
-from lineage_jax.sampling.decode import generate
+from lineage_jax.sampling.decode import Sampling, generate
 from lineage_jax.train.loop import Task, TrainConfig
 from lineage_jax.train.optim import OptimizerConfig, adamw, learning_rate
 from lineage_jax.train.program import Program
 from lineage_jax.train.step import LossFn
 from lineage_jax.typing import Params, PRNGKeyArray
+
+LIKELIEST = Sampling(temperature=0)
 
 
 class Experiment(Protocol):
@@ -149,7 +151,7 @@ def translate(
 
     prompt, lengths = jnp.full((rows, 1), start), jnp.ones(rows, jnp.int32)
     key = jax.random.key(0)  # nothing is drawn
-    return generate(decoder, cache, prompt, lengths, length - 1, key, temperature=0)
+    return generate(decoder, cache, prompt, lengths, length, key, LIKELIEST, (start,))
 
 
 def sampler(
