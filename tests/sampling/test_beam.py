@@ -77,9 +77,12 @@ def test_a_beam_wide_enough_finds_the_best_of_everything(alpha):
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 3])
-def test_scores_are_those_of_the_tokens_and_fall(num_beams):
+def test_scores_are_those_of_the_tokens_and_fall_what_has_ended_first(num_beams):
     ids, scores = search(num_beams, 0.6)
-    assert (np.diff(scores, axis=1) <= 0).all()
+    for found, given in zip((ids == END).any(-1), scores, strict=True):
+        assert sorted(found, reverse=True) == found.tolist()
+        for group in (given[found], given[~found]):
+            assert (np.diff(group) <= 0).all()
     for row, start in enumerate(START.tolist()):
         for found, score in zip(ids[row], scores[row], strict=True):
             ends = np.flatnonzero(found == END)
