@@ -86,6 +86,7 @@ class Task:
       eval_batches: the given rows of each evaluation batch, in turn.
       summarise: adds what follows from an evaluation's means (bits per byte from the loss).
       sample: from parameters and a key, text to look at, or None.
+      first_state: puts what was learnt before into a state that is new, or None.
       data_seed: what `train_batch` depends on besides the step.
       provenance: what the record of a run says of its data; plain JSON types.
     """
@@ -97,6 +98,7 @@ class Task:
     eval_batches: Callable[[np.ndarray], Iterable[Mapping[str, np.ndarray]]]
     summarise: Callable[[dict[str, float]], dict[str, float]] = lambda means: means
     sample: Callable[[Params, PRNGKeyArray], str] | None = None
+    first_state: Callable[[TrainState], TrainState] | None = None
     data_seed: int = 0
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -179,6 +181,8 @@ def train(
             progress.say(f"resumed from step {step}")
         else:
             state = task.program.initial_state(mesh, config.seed)
+            if task.first_state is not None:
+                state = task.first_state(state)
         run = None
         try:
             run = Run(
@@ -188,7 +192,8 @@ def train(
                 watch.run = run
             if jax.process_index() == 0:
                 write_json(folder / "config.json", config_json(experiment) if experiment else {})
-                write_json(folder / "env.json", {**environment(), "data": dict(task.provenance)})
+                told = {"milestone": task.name, "data": dict(task.provenance)}
+                write_json(folder / "env.json", {**environment(), **told})
             return run.to_the_end()
         except BaseException as error:
             if run is not None:
