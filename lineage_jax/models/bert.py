@@ -198,7 +198,8 @@ class Bert(nn.Module):
         Args:
           tokens: ids in [0, vocab_size).
           types: which sentence a token belongs to, in [0, num_types); the first if not given.
-          positions: rows of their table, in [0, num_positions); 0 ... T - 1 if not given.
+          positions: rows of their table, in [0, num_positions); 0 ... T - 1 if not given, where
+            T is at most max_len.
           segment_ids: which document of its row a token belongs to; one document if not given.
           mask: False for padding, which nothing reads; all may be read if not given.
           train: whether dropout acts; it then needs an rng named "dropout".
@@ -208,13 +209,14 @@ class Bert(nn.Module):
           block attended to as "weights", [L, B, H, T, T].
 
         Raises:
-          ValueError: for a row that is too long, and for types where there is no table of them.
+          ValueError: for too many tokens in a row, and for types where there is no table of them.
         """
-        c = self.config
         length = tokens.shape[1]
-        if length > c.num_positions:
-            raise ValueError(f"at most max_len={c.max_len} tokens a sequence, got {length}")
         if positions is None:
+            if length > self.config.max_len:
+                raise ValueError(
+                    f"at most max_len={self.config.max_len} tokens a sequence, got {length}"
+                )
             positions = self.positions(tokens)
         x = self.embeddings(tokens, types, positions, train)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))

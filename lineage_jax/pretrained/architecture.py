@@ -38,6 +38,10 @@ class Architecture:
         folder may hold either.
       ignored: how names end of what old folders hold besides parameters.
       tied: of the head's table, which they may store again, and the table that it is, where tied.
+      tied_bias: of the head's bias, in the same way; where not tied they still store both, and
+        compute with the first.
+      renamed: how names end in older folders, and how they end now.
+      poolerless: the same class for a folder without a pooler.
       example: what `module.init` takes after its key.
     """
 
@@ -52,6 +56,9 @@ class Architecture:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     tied: tuple[str, str] | None = None
+    tied_bias: tuple[str, str] | None = None
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    poolerless: "Architecture | None" = None
     example: tuple[Any, ...] = (TOKENS,)
 
 
