@@ -41,7 +41,7 @@ class RobertaConfig(BertConfig):
 
 
 def roberta_base() -> RobertaConfig:
-    """Liu et al. 2019, table 9, second column: printed as 125 M parameters (section 4.4)."""
+    """Liu et al. 2019, table 9, second column: 125 M parameters as released."""
     return roberta(bert_base())
 
 

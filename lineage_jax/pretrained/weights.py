@@ -153,7 +153,8 @@ def named_alike(
     prefix = architecture.prefix
     found = {name: x for name, x in tensors.items() if not name.endswith(architecture.ignored)}
     for old, new in architecture.renamed.items():
-        found = {name.removesuffix(old) + new * name.endswith(old): x for name, x in found.items()}
+        for name in [name for name in found if name.endswith(old)]:
+            found[name.removesuffix(old) + new] = found.pop(name)
     if not any(name.startswith(prefix) for name in found):
         found = {prefix + name: x for name, x in found.items()}
     for pair in (architecture.tied, architecture.tied_bias):
@@ -162,7 +163,7 @@ def named_alike(
         again, once = pair
         for name in (again, prefix + again):
             tensor = found.pop(name, None)
-            if tensor is not None and not jnp.array_equal(tensor, found[once]):
+            if tensor is not None and not jnp.array_equal(tensor, found.setdefault(once, tensor)):
                 raise ValueError(f"tie_word_embeddings is true, but {again} differs from {once}")
     if architecture.tied_bias is not None and not config.tied_embeddings:
         used, other = architecture.tied_bias

@@ -67,7 +67,7 @@ def test_the_head_has_the_exact_gelu_whatever_the_blocks_have():
 
 @pytest.mark.parametrize(
     ("preset", "count"),
-    # roberta-base and roberta-large with their heads; the paper prints 125 M and 355 M.
+    # roberta-base and roberta-large with their heads; section 5 prints 355 M of the latter.
     [(roberta.roberta_base, 124_697_433), (roberta.roberta_large, 355_412_057)],
 )
 def test_there_are_as_many_parameters_as_were_released(preset, count):

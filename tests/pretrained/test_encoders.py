@@ -109,6 +109,13 @@ def test_names_and_buffers_of_old_folders_are_understood(copy):
     jax.tree.map(np.testing.assert_array_equal, old.params, new.params)
 
 
+def test_a_tied_bias_may_be_stored_under_its_other_name_alone(copy):
+    tensors = tensors_of("roberta")
+    tensors["lm_head.decoder.bias"] = tensors.pop("lm_head.bias")
+    loaded = load(copy("roberta", tensors))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, load(FOLDER / "roberta").params)
+
+
 @pytest.mark.parametrize("which", ["weight", "bias"])
 def test_what_is_tied_and_stored_twice_must_be_the_same(copy, which):
     tensors = tensors_of("bert")
