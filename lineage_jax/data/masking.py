@@ -86,8 +86,9 @@ def mask_tokens(
     choosing, deciding, drawing = draws
     chosen = np.zeros_like(words)
     chosen[np.argsort(np.where(words, choosing, 1.0), kind="stable")[:count]] = True
-    any_word = np.setdiff1d(np.arange(special.vocab_size), special.ids)
-    drawn = any_word[(drawing * len(any_word)).astype(np.int64)]
+    drawn = (drawing * (special.vocab_size - len(special.ids))).astype(np.int64)
+    for one in sorted(special.ids):  # from a count of words to ids, past those that are none
+        drawn += drawn >= one
     replaced = np.where(deciding < MASKED, special.mask, drawn)
     changed = chosen & (deciding < MASKED + RANDOM)
     return np.where(changed, replaced, tokens).astype(np.int32), chosen
@@ -97,7 +98,7 @@ class MaskedBatches:
     """Rows of masked text out of a stream of documents, and its batches at random access.
 
     Each document is cut in pieces that fill a row, and a row never holds two documents but for the
-    pairs that do not belong together. Special tokens inside of documents, such as the end of text,
+    pairs that do not belong together (without pairs: DOC-SENTENCES of Liu et al., section 4.2). Special tokens inside of documents, such as the end of text,
     are left out. Pairs are cut, swapped or mixed once for all, each row in one way; masks are drawn
     once for all too (`dynamic=False`, BERT), or anew in each epoch (RoBERTa, section 4.1).
 

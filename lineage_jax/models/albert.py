@@ -7,7 +7,8 @@ What is new: tables E wide and a linear map to the H of the blocks, V E + E H pa
              (section 3.1, factorized embeddings); one block applied L times (cross-layer parameter
              sharing); of two sentences side by side, which came first (sentence-order prediction,
              `lineage_jax.data.masking`) where BERT asked whether they are side by side.
-Departures:  all parameters of a block are shared; table 4's other ways to share are not here.
+Departures:  all parameters of a block are shared; table 4's other ways to share are not here. Our
+             masks leave out tokens one by one, not up to three in a row (section 4.1).
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ def albert_xlarge() -> AlbertConfig:
 
 
 def albert_xxlarge() -> AlbertConfig:
-    """Lan et al. 2019, table 1: printed as 235 M parameters (222 M as released)."""
+    """Lan et al. 2019, table 1: printed as 235 M parameters, 223 M as released."""
     return albert(num_layers=12, embed_dim=4096, num_heads=64)
 
 

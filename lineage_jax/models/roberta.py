@@ -6,7 +6,8 @@ Builds on:   bert.py, whose blocks and heads it has.
 What is new: no next-sentence objective (section 4.2), masks drawn anew each time a text is met
              (section 4.1; `lineage_jax.data.masking`), bytes for characters (section 4.4).
 Departures:  positions are counted as in the released models, over what is not padding, from the
-             id of padding on; the paper does not say so.
+             id of padding on; the paper does not say so. Our rows hold one document each
+             (DOC-SENTENCES in table 2), where its final runs let them cross.
 """
 
 import dataclasses

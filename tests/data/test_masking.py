@@ -96,6 +96,15 @@ def test_of_the_chosen_eight_in_ten_are_masked_one_drawn_and_one_stays():
     assert abs(drawn.mean() - (4 + SPECIAL.vocab_size - 1) / 2) < 4 * deviation
 
 
+def test_a_word_is_drawn_from_all_that_are_no_special_tokens():
+    special = SpecialTokens(padding=7, cls=0, sep=3, mask=4, vocab_size=10)
+    words = [1, 2, 5, 6, 8, 9]
+    drawing = (np.arange(6) + 0.5) / 6  # each of six words once
+    draws = np.stack([np.zeros(6), np.full(6, 0.85), drawing])
+    masked, _ = mask_tokens(np.full(6, 5, np.int32), special, draws, mask_rate=1.0)
+    assert masked.tolist() == words
+
+
 def test_every_word_is_chosen_as_often_as_every_other():
     tokens = np.arange(4, 24, dtype=np.int32)
     times = 2000
