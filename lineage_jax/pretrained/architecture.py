@@ -39,6 +39,10 @@ class Architecture:
       ignored: how names end of what old folders hold besides parameters.
       tied: for a config of ours, of what they may store again under another name, that other name
         and the tensor's.
+      tied_bias: of the bias of a head, its two names; where the head is not tied they still store
+        both, and compute with the first.
+      renamed: how names end in older folders, and how they end now.
+      poolerless: the same class for a folder without a pooler.
       example: what `module.init` takes after its key.
     """
 
@@ -53,6 +57,9 @@ class Architecture:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     tied: Callable[[Any], Mapping[str, str]] = lambda config: {}
+    tied_bias: tuple[str, str] | None = None
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    poolerless: "Architecture | None" = None
     example: tuple[Any, ...] = (TOKENS,)
 
 

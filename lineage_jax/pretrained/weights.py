@@ -16,14 +16,16 @@ from flax import linen as nn
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 
-from lineage_jax.pretrained import gpt, llama, marian
+from lineage_jax.pretrained import albert, bert, distilbert, gpt, llama, marian, roberta
 from lineage_jax.pretrained.architecture import Architecture, Settings
 from lineage_jax.pretrained.folders import read_config, read_tensors, write_folder
 from lineage_jax.pretrained.tensors import to_ours, to_theirs
 from lineage_jax.typing import Params
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    one.name: one for one in (*gpt.ARCHITECTURES, *llama.ARCHITECTURES, *marian.ARCHITECTURES)
+    one.name: one
+    for family in (gpt, bert, roberta, albert, distilbert, llama, marian)
+    for one in family.ARCHITECTURES
 }
 """By the name of their class. Of one model type, the first is the one that a config means that
 names none."""
@@ -75,6 +77,9 @@ class Pretrained:
         """
         architecture = self.architecture
         tensors = to_theirs(architecture.table(self.config), self.params)
+        if architecture.tied_bias is not None and not self.config.tied_embeddings:
+            used, other = architecture.tied_bias
+            tensors[other] = tensors[used]
         types = {str(tensor.dtype) for tensor in tensors.values()}
         config = {
             **self.theirs,
@@ -100,7 +105,10 @@ def load(folder: str | os.PathLike[str]) -> Pretrained:
     try:
         architecture = of(theirs)
         config = architecture.config(theirs)
-        tensors = named_alike(architecture, config, read_tensors(folder))
+        tensors = read_tensors(folder)
+        if architecture.poolerless is not None and not any("pooler" in name for name in tensors):
+            architecture = architecture.poolerless
+        tensors = named_alike(architecture, config, tensors)
         (dtype, _), *_ = collections.Counter(str(x.dtype) for x in tensors.values()).most_common()
         config = dataclasses.replace(config, param_dtype=dtype)
         module = architecture.module(config)
@@ -144,6 +152,9 @@ def named_alike(
     """
     prefix = architecture.prefix
     found = {name: x for name, x in tensors.items() if not name.endswith(architecture.ignored)}
+    for old, new in architecture.renamed.items():
+        for name in [name for name in found if name.endswith(old)]:
+            found[name.removesuffix(old) + new] = found.pop(name)
     if not any(name.startswith(prefix) for name in found):
         found = {prefix + name: x for name, x in found.items()}
     for again, name in architecture.tied(config).items():
@@ -151,6 +162,10 @@ def named_alike(
             other = found.pop(alias, None)
             if other is not None and not jnp.array_equal(other, found.setdefault(name, other)):
                 raise ValueError(f"{again} and {name} are tied, and differ")
+    if architecture.tied_bias is not None and not config.tied_embeddings:
+        used, spare = architecture.tied_bias
+        if spare in found:
+            found.setdefault(used, found.pop(spare))
     return found
 
 

@@ -152,7 +152,7 @@ def test_rotations_are_read_as_older_folders_spell_them(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(model_type="opt"), r"llama: wanted a model type of gpt2, .*, got 'opt'"),
+        (dict(model_type="opt"), r"llama: wanted a model type of .*, gpt2, .*, got 'opt'"),
         (dict(architectures=["LlamaForQuestions"]), "wanted an architecture of LlamaForCausalLM, "),
         (dict(hidden_act="relu"), "wanted hidden_act 'silu' or 'swish', got 'relu'"),
         (dict(attention_bias=True), "wanted attention_bias False, got True"),
