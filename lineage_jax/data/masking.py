@@ -98,11 +98,11 @@ class MaskedBatches:
     """Rows of masked text out of a stream of documents, and its batches at random access.
 
     Each document is cut in pieces that fill a row, and a row never holds two documents but for the
-    pairs that do not belong together (without pairs: DOC-SENTENCES of Liu et al., section 4.2). Left
-    out are special tokens inside of documents, such as the end of text, and the last word of a
-    document where it has a piece to itself that should be a pair. Pairs are cut, swapped or mixed
-    once for all, each row in one way; masks are drawn once for all too (`dynamic=False`, BERT), or
-    anew in each epoch (RoBERTa, section 4.1).
+    pairs that do not belong together (without pairs: DOC-SENTENCES of Liu et al., section 4.2).
+    Special tokens inside of documents, such as the end of text, are left out, and so is a last word
+    by itself where there should be a pair. Pairs are cut, swapped or mixed once for all, each row
+    in one way; masks are drawn once for all too (`dynamic=False`, BERT), or anew in each epoch
+    (RoBERTa, section 4.1).
 
     As in `lineage_jax.data.packing.Batches`, `batches(step)` depends on nothing but its arguments;
     each epoch has every row once, in an order of its own; and with `shuffle=False` the rows come
