@@ -27,7 +27,7 @@ from lineage_jax.train.program import Program
 from lineage_jax.train.step import LossFn
 from lineage_jax.typing import Params, PRNGKeyArray
 
-LIKELIEST = Sampling(temperature=0)
+LIKELIEST = Sampling(temperature=0.0)
 
 
 class Experiment(Protocol):

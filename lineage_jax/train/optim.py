@@ -18,9 +18,10 @@ class OptimizerConfig:
 
     learning_rate: float = 6e-4
     """At its peak; GPT-3's smallest model (table 2.1)."""
-    schedule: Literal["cosine", "wsd", "rsqrt", "constant"] = "cosine"
-    """After the warm-up: cosine decay; stable, and then a linear decay (Hu et al. 2024); or as one
-    over the square root of the step (Vaswani et al. 2017, equation 3)."""
+    schedule: Literal["cosine", "linear", "wsd", "rsqrt", "constant"] = "cosine"
+    """After the warm-up: cosine decay; linear decay to zero (Devlin et al. 2018, appendix A.2);
+    stable, and then a linear decay (Hu et al. 2024); or as one over the square root of the step
+    (Vaswani et al. 2017, equation 3)."""
     warmup_steps: int = 2000
     """First steps, with a learning rate that rises linearly (GPT-1, section 4.1)."""
     decay_fraction: float = 0.2
@@ -57,6 +58,8 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
         progress = (step - warmup) / max(1, num_steps - warmup)
         low = config.final_fraction
         return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    if config.schedule == "linear":
+        return peak * max(0.0, num_steps - step) / max(1, num_steps - warmup)
     if config.schedule == "wsd":
         decay = num_steps - decay_start(config, num_steps)
         return peak * min(1.0, max(0, num_steps - step) / max(1, decay))
