@@ -16,14 +16,14 @@ from flax import linen as nn
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 
-from lineage_jax.pretrained import gpt, llama, marian
+from lineage_jax.pretrained import gpt, llama, marian, t5
 from lineage_jax.pretrained.architecture import Architecture, Settings
 from lineage_jax.pretrained.folders import read_config, read_tensors, write_folder
 from lineage_jax.pretrained.tensors import to_ours, to_theirs
 from lineage_jax.typing import Params
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    one.name: one for one in (*gpt.ARCHITECTURES, *llama.ARCHITECTURES, *marian.ARCHITECTURES)
+    one.name: one for kind in (gpt, llama, marian, t5) for one in kind.ARCHITECTURES
 }
 """By the name of their class. Of one model type, the first is the one that a config means that
 names none."""
