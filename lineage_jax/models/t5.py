@@ -73,7 +73,7 @@ class T5Config:
     there is a second table, for states as they are (version 1.1)."""
     dropout_rate: float = 0.1
     """On weights of attention, within feed-forward layers, on sublayers, and before and after each
-    stack (section 3.1.2; version 1.1 was pre-trained without)."""
+    stack (sections 2.1 and 3.1.1; version 1.1 was pre-trained without)."""
     norm_epsilon: float = 1e-6
     """Added to the mean square in each norm, as released."""
     dtype: Precision = "float32"
@@ -130,7 +130,7 @@ def t5(
 ) -> T5Config:
     """Any size of section 3.7: as many layers on either side.
 
-    Section 3.1.1 prints a vocabulary of 32,000; 100 sentinels are added to it, and the tables are
+    Section 3.1.3 prints a vocabulary of 32,000; 100 sentinels are added to it, and the tables are
     filled up to 32,128 rows, as released.
     """
     return T5Config(
