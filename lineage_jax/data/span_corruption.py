@@ -132,7 +132,6 @@ def spans_replaced(
 def masked(
     text: Int[np.ndarray, "L"],
     bits: np.random.Philox,
-    *,
     mask: int,
     others: Integer[np.ndarray, "V"],
     noise_density: float = DENSITY,
@@ -307,7 +306,7 @@ class DenoisingBatches:
         return steps.map(lambda step: self(int(step), rows))
 
     def _pair(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and target at a place of the run of epochs; past the end of a single pass, none."""
+        """Source and target at a place of the run of epochs; past a single pass, nothing."""
         epoch, row = divmod(place, self.num_rows)
         if self.shuffle:
             row = int(_order(self.num_rows, self.seed, epoch)[row])
@@ -329,10 +328,8 @@ class DenoisingBatches:
             replaced = functools.partial(spans_replaced, text, sentinels=self.sentinels)
             return replaced(noise), replaced(~noise)
         if self.objective == "reconstruction":
-            mask, others = int(self.sentinels[0]), self._others
-            return masked(
-                text, bits, mask=mask, others=others, noise_density=self.noise_density
-            ), text
+            mask = int(self.sentinels[0])
+            return masked(text, bits, mask, self._others, self.noise_density), text
         cut = 0
         if self.objective == "prefix_lm":
             cut = 1 + int(bits.random_raw() % (self.text_len - 1))

@@ -178,7 +178,7 @@ def test_the_target_of_span_corruption_is_shorter_than_that_of_reconstruction():
 
 def test_reconstruction_hides_as_many_tokens_as_its_density_says():
     text, others = np.full(100_000, 7), np.arange(10, 60)
-    found = masked(text, philox(1), mask=5, others=others, noise_density=0.15)
+    found = masked(text, philox(1), 5, others, 0.15)
     hidden, random = found != 7, np.isin(found, others)
     assert set(np.unique(found)) <= {7, 5, *others}
 
