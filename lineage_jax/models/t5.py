@@ -10,9 +10,9 @@ What is new: no positions in the stream: each head adds to its scores a number f
              and after the last, without a mean; no biases in linear maps. The objective is in
              `lineage_jax.data.span_corruption`.
 Departures:  scores are divided by sqrt(head_dim). The authors divide the query's initial weights
-             by it instead: the same scores, of parameters that are larger here by that factor.
-             Weights start normal with the variances of the authors' code, which the paper does not
-             print.
+             by it instead: the same scores, of parameters that are larger here by that factor. The
+             paper does not print how weights start: normal, with the variances that `transformers`
+             has from the authors' code; a head of its own as in T5X (Roberts et al. 2022).
 """
 
 import bisect

@@ -25,6 +25,12 @@ FEED_FORWARDS: Mapping[str, FeedForwardKind] = {
     "gated-silu": "swiglu",
 }
 """Theirs -> ours."""
+SUBLAYERS = {
+    "attention": "SelfAttention",
+    "cross_attention": "EncDecAttention",
+    "mlp": "DenseReluDense",
+}
+"""Ours -> theirs, in their order in a block of the decoder; the encoder's have no second."""
 
 
 def config(theirs: Settings) -> T5Config:
@@ -100,28 +106,23 @@ def side(config: T5Config, name: str) -> Table:
 
     Their scores are not divided by sqrt(head_dim), so our queries are more.
     """
-    sublayers = {"attention": "SelfAttention", "mlp": "DenseReluDense"}
-    if name == "decoder":
-        sublayers = {
-            "attention": "SelfAttention",
-            "cross_attention": "EncDecAttention",
-            "mlp": "DenseReluDense",
-        }
-    gated = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
-    mlp = {"up": "wi", "down": "wo"} if config.feed_forward == "relu" else gated
+    sublayers = [one for one in SUBLAYERS if name == "decoder" or one != "cross_attention"]
     attention = {"query": "q", "key": "k", "value": "v", "out": "o"}
+    mlp = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
+    if config.feed_forward == "relu":
+        mlp = {"up": "wi", "down": "wo"}
     rows = {
         f"{name}/final_norm/scale": Tensor(f"{name}.final_layer_norm.weight"),
         f"{name}/relative_bias/table": Tensor(
             f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         ),
     }
-    for number, (ours, theirs) in enumerate(sublayers.items()):
+    for number, ours in enumerate(sublayers):
         block, layer = f"{name}/blocks/{ours}", f"{name}.block.{{}}.layer.{number}"
         rows[f"{block}_norm/scale"] = Tensor(f"{layer}.layer_norm.weight")
         for linear, short in (mlp if ours == "mlp" else attention).items():
             rows[f"{block}/{linear}/kernel"] = Tensor(
-                f"{layer}.{theirs}.{short}.weight",
+                f"{layer}.{SUBLAYERS[ours]}.{short}.weight",
                 transposed=True,
                 scale=config.head_dim**0.5 if linear == "query" else 1.0,
             )
