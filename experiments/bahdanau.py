@@ -34,8 +34,8 @@ class BahdanauExperiment:
 
     def program(self) -> Program:
         """What is compiled to train this, which needs no data."""
-        module = Bahdanau(self.model)
-        return translation.program(self, module, translation.flops_per_token(module, self.data))
+        rows = translation.rows(self.data)
+        return translation.program(self.optimizer, Bahdanau(self.model), rows)
 
 
 def tiny() -> BahdanauExperiment:

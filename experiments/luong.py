@@ -34,8 +34,8 @@ class LuongExperiment:
 
     def program(self) -> Program:
         """What is compiled to train this, which needs no data."""
-        module = Luong(self.model)
-        return translation.program(self, module, translation.flops_per_token(module, self.data))
+        rows = translation.rows(self.data)
+        return translation.program(self.optimizer, Luong(self.model), rows)
 
 
 def tiny() -> LuongExperiment:

@@ -34,8 +34,8 @@ class Seq2SeqExperiment:
 
     def program(self) -> Program:
         """What is compiled to train this, which needs no data."""
-        module = Seq2Seq(self.model)
-        return translation.program(self, module, translation.flops_per_token(module, self.data))
+        rows = translation.rows(self.data)
+        return translation.program(self.optimizer, Seq2Seq(self.model), rows)
 
 
 def tiny() -> Seq2SeqExperiment:

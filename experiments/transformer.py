@@ -36,9 +36,8 @@ class TransformerExperiment:
 
     def program(self) -> Program:
         """What is compiled to train this, which needs no data."""
-        module = Transformer(self.model)
-        cost = translation.flops_per_token(module, self.data)
-        return translation.program(self, module, cost, self.smoothing)
+        rows = translation.rows(self.data)
+        return translation.program(self.optimizer, Transformer(self.model), rows, self.smoothing)
 
 
 def tiny() -> TransformerExperiment:

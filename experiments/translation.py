@@ -27,6 +27,9 @@ from lineage_jax.train.program import Program
 from lineage_jax.train.step import LossFn
 from lineage_jax.typing import Params, PRNGKeyArray
 
+Arrays = Mapping[str, tuple[tuple[int, ...], type]]
+"""Shape and type of each array of a batch."""
+
 LIKELIEST = Sampling(temperature=0.0)
 
 
@@ -78,20 +81,30 @@ def task(name: str, experiment: Experiment, module: nn.Module) -> Task:
 
 
 def program(
-    experiment: Experiment, module: nn.Module, flops_per_token: int, smoothing: float = 0.0
+    optimizer: OptimizerConfig, module: nn.Module, arrays: Arrays, smoothing: float = 0.0
 ) -> Program:
-    """What is compiled to train `module`, which needs no data."""
-    data, optimizer = experiment.data, experiment.optimizer
-    arrays = shapes(data.batch_size, data.source_len, data.target_len)
+    """What is compiled to train `module`, which needs no data.
+
+    Args:
+      optimizer: its settings.
+      module: the model.
+      arrays: shape and type of each array of a batch (`shapes`).
+      smoothing: of the targets.
+    """
     return Program(
         init=lambda key: (init(module, key), {}),
         loss_fn=loss_fn(module, train=True, smoothing=smoothing),
         eval_loss_fn=loss_fn(module, train=False),
         tx=adamw(optimizer),
         batch=sharding.named(arrays, ("batch", "length")),
-        flops_per_token=flops_per_token,
+        flops_per_token=flops_per_token(module, arrays),
         max_grad_norm=optimizer.max_grad_norm,
     )
+
+
+def rows(data: PairsData) -> Arrays:
+    """Shape and type of each array of a batch."""
+    return shapes(data.batch_size, data.source_len, data.target_len)
 
 
 def init(module: nn.Module, key: PRNGKeyArray) -> Params:
@@ -185,20 +198,21 @@ def until(ids: np.ndarray, end: int) -> np.ndarray:
     return ids[: found[0]] if found.size else ids
 
 
-def flops_per_token(module: nn.Module, data: PairsData) -> int:
+def flops_per_token(module: nn.Module, arrays: Arrays) -> int:
     """Of forward and backward, for each token of the target's rows.
 
     Six for each weight and token that meet (Kaplan et al. 2020, section 2.1). Weights of the
     encoder meet the tokens of the source, all others those of the target; of the tables of words
     only the one that scores meets any. Attention's scores are left out.
     """
-    shapes = jax.eval_shape(lambda: init(module, jax.random.key(0)))
+    (_, source_len), (_, target_len) = arrays["source"][0], arrays["tokens"][0]
+    params = jax.eval_shape(lambda: init(module, jax.random.key(0)))
     weights = {
         path: math.prod(leaf.shape)
-        for path, leaf in flatten_dict(nn.meta.unbox(shapes), sep="/").items()
+        for path, leaf in flatten_dict(nn.meta.unbox(params), sep="/").items()
     }
     tables = {path: weights.pop(path) for path in list(weights) if path.endswith("table")}
     source = sum(n for path, n in weights.items() if path.startswith("encoder/"))
     scoring = tables.get("head/table", tables.get("embed/table", 0))
     target = sum(weights.values()) - source + scoring
-    return 6 * (source * data.source_len // data.target_len + target)
+    return 6 * (source * source_len // target_len + target)

@@ -163,6 +163,22 @@ LINEAGE: tuple[Milestone, ...] = (
         ),
     ),
     Milestone(
+        name="t5",
+        title="T5",
+        year=2019,
+        paper="Raffel et al. 2019",
+        url="https://arxiv.org/abs/1910.10683",
+        parents=("transformer",),
+        module="lineage_jax.models.t5",
+        new="every task as text to text; relative positions; spans of text left out",
+        proved=(
+            "outputs and gradients equal `transformers` T5, versions 1.0 and 1.1",
+            "the bias of positions depends on distance alone",
+            "sharded over 8 devices on seven meshes = one device",
+            "cached decoding = the full forward pass, for prompts of unequal length too",
+        ),
+    ),
+    Milestone(
         name="distilbert",
         title="DistilBERT",
         year=2019,

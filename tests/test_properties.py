@@ -28,6 +28,7 @@ from lineage_jax.models import (
     luong,
     roberta,
     seq2seq,
+    t5,
     transformer,
 )
 from lineage_jax.nn import LayerNorm, Mask, RMSNorm, sinusoids
@@ -212,7 +213,49 @@ TRANSLATION: dict[str, Any] = dict(
     batch=some_pairs,
     logits=translation_logits,
 )
+
+
+def t5_by_hand(config, params, batch):
+    def side(name, block, ids, reads, *others):
+        stack, norm = params[name], RMSNorm(config.norm_epsilon)
+        x = params["embed"]["table"][ids]
+        bias = t5.RelativeBias(config).apply({"params": stack["relative_bias"]}, reads)
+        for layer in range(2):
+            layer = jax.tree.map(lambda p, layer=layer: p[layer], stack["blocks"])
+            x, _ = block(config).apply({"params": layer}, x, (reads, bias, *others), None)
+        return norm.apply({"params": stack["final_norm"]}, x)
+
+    def index(ids):
+        return jnp.arange(ids.shape[1])[None]
+
+    source, tokens = batch["source"], batch["tokens"]
+    reads = Mask(index(source), index(source), readable=batch["source_mask"], causal=False)
+    encoded = side("encoder", t5.EncoderBlock, source, reads)
+    reads = Mask(index(tokens), index(tokens), readable=batch["mask"])
+    sources = transformer.to_source(tokens, source, batch["source_mask"])
+    x = side("decoder", t5.DecoderBlock, tokens, reads, encoded, sources)
+    return x @ params["embed"]["table"].T / 32**0.5
+
+
 SUBJECTS = {
+    "t5": Subject(
+        config=t5.T5Config(
+            num_encoder_layers=2,
+            num_decoder_layers=2,
+            embed_dim=32,
+            num_heads=4,
+            head_dim=6,
+            mlp_dim=64,
+            vocab_size=67,
+            num_buckets=8,
+            max_distance=9,
+            feed_forward="geglu",
+            dropout_rate=0.1,
+        ),
+        module=t5.T5,
+        by_hand=t5_by_hand,
+        **TRANSLATION,
+    ),
     "bert": Subject(
         config=bert.BertConfig(**ENCODER),
         module=masked_lm(bert.Bert),

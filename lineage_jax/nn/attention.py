@@ -27,8 +27,9 @@ def attention_weights(
     query: Float[Array, "B T H K"],
     keys: Float[Array, "B S G K"],
     mask: Bool[Array, "#B 1 #T S"] | None = None,
+    bias: Float[Array, "#B H T S"] | None = None,
 ) -> Float[Array, "B H T S"]:
-    """softmax(q k / sqrt(K)) (Vaswani et al. 2017, equation 1), in float32.
+    """softmax(q k / sqrt(K) + bias) (Vaswani et al. 2017, equation 1), in float32.
 
     Query heads share key-value heads in groups of H / G (Ainslie et al. 2023): query head h reads
     key-value head h // (H / G).
@@ -36,6 +37,7 @@ def attention_weights(
     Args:
       query, keys: projected heads.
       mask: True where a query may read a key.
+      bias: added to the scores, such as what a distance is worth to a head.
     """
     (batch, length, num_heads, head_dim), num_groups = query.shape, keys.shape[2]
     # The heads of a group lie one under the other in its matrix of queries. (As an axis of its
@@ -44,6 +46,8 @@ def attention_weights(
     scores = jnp.einsum("bgtk,bsgk->bgts", stacked, keys)
     scores = scores.reshape(batch, num_heads, length, -1)  # B H T S
     scores = scores.astype(jnp.float32) / math.sqrt(head_dim)
+    if bias is not None:
+        scores += bias.astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     return jax.nn.softmax(without_ones(scores), axis=-1).reshape(scores.shape)
@@ -55,6 +59,7 @@ def dot_product_attention(
     values: Float[Array, "B S G K"],
     mask: Bool[Array, "#B 1 #T S"] | None = None,
     dropout: nn.Module | None = None,
+    bias: Float[Array, "#B H T S"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Values averaged by `attention_weights`; query head h reads key-value head h // (H / G).
 
@@ -62,9 +67,10 @@ def dot_product_attention(
       query, keys, values: projected heads.
       mask: True where a query may read a key.
       dropout: applied to the weights.
+      bias: added to the scores.
     """
     (batch, length, num_heads, head_dim), num_groups = query.shape, keys.shape[2]
-    weights = attention_weights(query, keys, mask).astype(values.dtype)  # B H T S
+    weights = attention_weights(query, keys, mask, bias).astype(values.dtype)  # B H T S
     if dropout is not None:
         weights = dropout(weights)
     stacked = weights.reshape(batch, num_groups, -1, weights.shape[-1])  # B G (H/G T) S
@@ -78,21 +84,24 @@ def attend(
     values: Float[Array, "B S G K"],
     mask: Mask,
     dropout: nn.Module | None = None,
+    bias: Float[Array, "#B H T S"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """`dot_product_attention`, by a ring where the mesh splits the sequence, by a kernel on TPU.
 
-    With dropout on the weights, queries that are not all positions of the keys (a cache), or keys
-    that may not be read, the keys and values are gathered instead, and the scores are a table.
+    With dropout on the weights, a bias of the scores, queries that are not all positions of the
+    keys (a cache), or keys that may not be read, the keys and values are gathered instead, and the
+    scores are a table.
     """
     length = split("length")
-    own = dropout is None and query.shape[1] == keys.shape[1] and mask.readable is None
+    plain = dropout is None and bias is None and mask.readable is None
+    own = plain and query.shape[1] == keys.shape[1]
     if length is not None and own and query.shape[1] % length[1] == 0:
         return ring_attention(query, keys, values, mask, length[0])
     divides = query.shape[0] % math.prod(mesh_axes("batch").values()) == 0
     known = mask.causal or mask.window is None
     if length is None and own and known and divides and platform() == "tpu":
         return fused_attention(query, keys, values, mask)
-    out = dot_product_attention(query, keys, values, mask.dense(), dropout)
+    out = dot_product_attention(query, keys, values, mask.dense(), dropout, bias)
     return checkpoint_name(out, ATTENDED)
 
 
@@ -184,6 +193,7 @@ class Attention(nn.Module):
         positions: Int[Array, "#B T"],
         cache: KVCache | None = None,
         train: bool = False,
+        bias: Float[Array, "#B H T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Attends within x, or within the cache after x has been written to it.
 
@@ -193,6 +203,7 @@ class Attention(nn.Module):
           positions: of each token, for `place` and the cache.
           cache: keys and values of earlier positions.
           train: whether dropout acts.
+          bias: added to the scores.
 
         Returns:
           The attended values, projected to the width of x, and the cache with x in it.
@@ -205,7 +216,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.write(positions, keys, values)
             keys, values = cache.keys.astype(self.dtype), cache.values.astype(self.dtype)
-        return self.attended(query, keys, values, mask, train, x.shape[-1]), cache
+        return self.attended(query, keys, values, mask, train, x.shape[-1], bias), cache
 
     @nn.nowrap
     def heads(self, name: str, x: Float[Array, "B T D"]) -> Float[Array, "B T heads K"]:
@@ -224,14 +235,16 @@ class Attention(nn.Module):
         mask: Mask,
         train: bool,
         width: int,
+        bias: Float[Array, "#B H T S"] | None = None,
     ) -> Float[Array, "B T D"]:
         """The values read, projected back to the width of the residual stream."""
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(query, keys, mask.dense()))
+            weights = attention_weights(query, keys, mask.dense(), bias)
+            self.sow("intermediates", "weights", weights)
         dropout = None
         if train and self.dropout_rate:
             dropout = nn.Dropout(self.dropout_rate, deterministic=False)
-        attended = attend(query, keys, values, mask, dropout)  # B T H K
+        attended = attend(query, keys, values, mask, dropout, bias)  # B T H K
         inputs, axes = (self.num_heads, self.head_dim), ("heads", "head", "embed")
         return Linear(inputs, (width,), axes, self.out_stddev, name="out", **self.types)(attended)
 

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.core import meta
 from flax.traverse_util import flatten_dict
 
-from lineage_jax.pretrained import albert, bert, distilbert, gpt, llama, marian, roberta
+from lineage_jax.pretrained import albert, bert, distilbert, gpt, llama, marian, roberta, t5
 from lineage_jax.pretrained.architecture import Architecture, Settings
 from lineage_jax.pretrained.folders import read_config, read_tensors, write_folder
 from lineage_jax.pretrained.tensors import to_ours, to_theirs
@@ -24,7 +24,7 @@ from lineage_jax.typing import Params
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     one.name: one
-    for family in (gpt, bert, roberta, albert, distilbert, llama, marian)
+    for family in (gpt, bert, roberta, albert, distilbert, llama, marian, t5)
     for one in family.ARCHITECTURES
 }
 """By the name of their class. Of one model type, the first is the one that a config means that

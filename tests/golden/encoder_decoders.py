@@ -22,12 +22,20 @@ MARIAN = dict(
     dropout=0.0, pad_token_id=PADDING, decoder_start_token_id=PADDING, eos_token_id=0,
     forced_eos_token_id=0,
 )  # fmt: skip
+T5 = dict(
+    model_type="t5", vocab_size=61, d_model=15, num_layers=2, num_decoder_layers=3, num_heads=5,
+    d_kv=4, d_ff=19, relative_attention_num_buckets=7, relative_attention_max_distance=6,
+    feed_forward_proj="relu", layer_norm_epsilon=1e-3, dropout_rate=0.0, pad_token_id=PADDING,
+    decoder_start_token_id=PADDING, eos_token_id=0, tie_word_embeddings=True,
+)  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "marian": MARIAN,
     "marian_apart": dict(
         MARIAN, decoder_vocab_size=53, share_encoder_decoder_embeddings=False,
         activation_function="relu", scale_embedding=False,
     ),
+    "t5": T5,
+    "t5_v1_1": dict(T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
 }  # fmt: skip
 
 
@@ -61,6 +69,9 @@ def reference(config: dict, arrays: dict[str, np.ndarray], seed: int = 0):
     given = {name: value for name, value in config.items() if name != "model_type"}
     given = AutoConfig.for_model(config["model_type"], **given)
     model = AutoModelForSeq2SeqLM.from_config(given, attn_implementation="eager").eval()
+    if config["model_type"] == "t5" and not config["tie_word_embeddings"]:
+        # They make it the table whatever the config says, until a folder has both.
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     with torch.no_grad():
         for name, value in model.named_parameters():
             if "embed_positions" not in name:
