@@ -29,6 +29,9 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage list                      the milestones, as a table
   lineage show gpt                  one milestone: its paper, its parents, its files
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
+  lineage generate runs/gpt-tiny --prompt "Once"    what a model says; a Hugging Face folder too
+  lineage translate runs/transformer-tiny           the lines of standard input, translated
+  lineage convert runs/gpt-tiny folder              weights for Hugging Face's library
   lineage runs                      the runs in a folder: which are under way, which went wrong
   lineage plan gpt --preset gpt3_175b --topology v5p:8x8x8   what a slice you do not have would do
   lineage tokenizer train --model bpe --path book.txt   a tokenizer of your own text
@@ -100,6 +103,9 @@ def command(name: str) -> Callable[[list[str]], None]:
         "list": list_,
         "show": show,
         "train": train,
+        "generate": generate,
+        "translate": translate,
+        "convert": convert,
         "runs": runs,
         "plan": plan,
         "sweep": sweep,
@@ -334,6 +340,52 @@ def take_option(arguments: list[str], flag: str, default: str) -> str:
         if argument.startswith(f"{flag}="):
             return arguments.pop(i).split("=", 1)[1]
     return default
+
+
+def generate(arguments: Sequence[str]) -> None:
+    """`lineage generate RUN_OR_FOLDER --prompt TEXT`: what a language model says."""
+    folder, rest = of_a_folder("generate", arguments)
+    from experiments.speaking import GenerateOptions, generate_text
+
+    program = f"lineage generate {folder}"
+    chosen = options(GenerateOptions, GenerateOptions(), rest, program)
+    with compilation_cache():
+        for piece in generate_text(folder, chosen):
+            print(piece, end="", flush=True)
+    print()
+
+
+def translate(arguments: Sequence[str]) -> None:
+    """`lineage translate RUN_OR_FOLDER --text SENTENCE`: a translator at work."""
+    folder, rest = of_a_folder("translate", arguments)
+    from experiments.speaking import TranslateOptions, translate_lines
+
+    program = f"lineage translate {folder}"
+    chosen = options(TranslateOptions, TranslateOptions(), rest, program)
+    sentences = list(chosen.text) or [line.rstrip("\n") for line in sys.stdin]
+    with compilation_cache():
+        for line in translate_lines(folder, sentences, chosen):
+            say(line)
+
+
+def convert(arguments: Sequence[str]) -> None:
+    """`lineage convert RUN_OR_FOLDER FOLDER`: weights for Hugging Face's library."""
+    if len(arguments) != 2 or arguments[0].startswith("-"):
+        raise UsageError("wanted `lineage convert RUN_OR_FOLDER FOLDER`")
+    from experiments import speaking
+
+    print(speaking.convert(*arguments))
+
+
+def of_a_folder(program: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Reads `RUN_OR_FOLDER --option ...`: the folder, and the rest."""
+    if list(arguments) == ["--help"]:
+        return "RUN_OR_FOLDER", ["--help"]
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(
+            f"wanted `lineage {program} FOLDER`, a run of `lineage train` or a Hugging Face folder"
+        )
+    return arguments[0], list(arguments[1:])
 
 
 def runs(arguments: Sequence[str]) -> None:

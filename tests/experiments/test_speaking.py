@@ -1,0 +1,145 @@
+"""Runs and folders speak: text goes on, sentences are translated, weights leave and come back."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+
+from experiments import gpt, saved, speaking, transformer
+from experiments.speaking import GenerateOptions
+from lineage_jax import cli
+from lineage_jax.data.tokenizers import ByteTokenizer
+from lineage_jax.models.transformer import StackConfig
+from lineage_jax.pretrained import load
+
+pytestmark = pytest.mark.slow
+
+
+def trained(experiment, name, folder, **model):
+    """The folder of a run of two steps."""
+    settings = [
+        f"--{part}.{key.replace('_', '-')}={value}"
+        for part, values in (("model", model), ("train", dict(num_steps=2, steps_per_call=1)))
+        for key, value in values.items()
+    ]
+    cli.main(["train", name, "--run-dir", str(folder), *settings])
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def gpt_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "gpt"
+    return trained(gpt, "gpt", folder, num_layers=2, embed_dim=32)
+
+
+@pytest.fixture(scope="module")
+def transformer_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "transformer"
+    sizes = {
+        f"{side}.{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("num-layers", 1), ("mlp-dim", 32))
+    }
+    return trained(transformer, "transformer", folder, embed_dim=32, norm_epsilon=1e-5, **sizes)
+
+
+def told(folder, **options) -> str:
+    return "".join(speaking.generate_text(folder, GenerateOptions(**options)))
+
+
+def test_a_run_is_opened_with_its_settings_and_its_last_parameters(gpt_run, transformer_run):
+    run = saved.open_run(gpt_run)
+    assert (run.milestone, run.step, run.experiment.model.embed_dim) == ("gpt", 2, 32)
+    assert run.params["embed"]["table"].shape == (257, 32)
+    run = saved.open_run(transformer_run)
+    assert run.experiment.model.decoder == StackConfig(num_layers=1, num_heads=4, mlp_dim=32)
+
+
+def test_text_goes_on_the_same_from_the_same_seed_alone_or_beside_others(gpt_run):
+    likeliest = dict(num_tokens=12, temperature=0.0)
+    alone = told(gpt_run, prompt=("if x",), **likeliest)
+    assert alone.startswith("if x") and alone == told(gpt_run, prompt=("if x",), **likeliest)
+    both = told(gpt_run, prompt=("if x", "def a_longer_one"), **likeliest)
+    assert both.startswith(alone + "\n\ndef a_longer_one")
+    drawn = [told(gpt_run, num_tokens=12, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_run_becomes_a_folder_of_hugging_face_s_that_says_the_same(gpt_run, tmp_path, capsys):
+    folder = str(tmp_path / "hf")
+    cli.main(["convert", gpt_run, folder])
+    assert "GPT2LMHeadModel" in capsys.readouterr().out
+    options = dict(prompt=("if x",), num_tokens=12, temperature=0.0)
+    assert told(folder, **options) == told(gpt_run, **options)
+    again = str(tmp_path / "again")
+    cli.main(["convert", folder, again])
+    ids = np.asarray([[1, 2, 3]])
+    np.testing.assert_array_equal(
+        load(folder)(input_ids=ids)["logits"], load(again)(input_ids=ids)["logits"]
+    )
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["eos_token_id"] == ByteTokenizer().end_of_text
+
+
+def test_sentences_are_translated_from_the_line_and_from_standard_input(
+    transformer_run, monkeypatch, capsys
+):
+    cli.main(["translate", transformer_run, "--text", "one hundred", "--text", "two"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO("one hundred\ntwo\n"))
+    cli.main(["translate", transformer_run])
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_translator_becomes_marian(transformer_run, tmp_path):
+    speaking.convert(transformer_run, tmp_path / "hf")
+    run, ids = saved.open_run(transformer_run), np.asarray([[1, 2, 3]])
+    loaded = load(tmp_path / "hf")
+    found = loaded(input_ids=ids, decoder_input_ids=ids)["logits"]
+    expected = speaking.TRANSLATORS[type(run.experiment.model)](run.experiment.model).apply(
+        {"params": run.params}, ids, ids
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_text_is_told_in_whole_characters():
+    tokenizer = ByteTokenizer()
+    ids = [*tokenizer.encode("aé€𝄞z").tolist(), tokenizer.end_of_text, 65]
+    pieces = list(speaking.pieces(tokenizer, iter(ids)))
+    assert "".join(pieces) == "aé€𝄞z"
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "nowhere"], "nowhere: wanted a folder with a config.json in it"),
+        (["generate"], "wanted `lineage generate FOLDER`"),
+        (["generate", "{gpt}", "--num-tokens", "500"], "are longer than the model's max_len=128"),
+        (["generate", "{gpt}", "--top-p", "2"], r"top_p must be in (0, 1], got 2.0"),
+        (["translate", "{gpt}", "--text", "a"], "wanted a translator, got GPTConfig"),
+        (["generate", "{transformer}"], "wanted a language model, got TransformerConfig"),
+        (["convert", "{gpt}"], "wanted `lineage convert RUN_OR_FOLDER FOLDER`"),
+        (["convert", "{gpt}", "{gpt}"], "config.json is there already"),
+        (["translate", "{transformer}", "--text", 60 * "one "], "tokens, more than the 32 read"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    gpt_run, transformer_run, arguments, message, capsys
+):
+    filled = [one.format(gpt=gpt_run, transformer=transformer_run) for one in arguments]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(filled)
+    told = capsys.readouterr().err.strip()
+    assert caught.value.code in (1, 2) and "\n" not in told and message in told
+
+
+def test_settings_that_a_version_does_not_have_are_named(gpt_run):
+    preset = gpt.experiment()
+    values = dataclasses.asdict(preset)
+    assert saved.filled(preset, json.loads(json.dumps(values))) == preset
+    with pytest.raises(TypeError, match="colour"):
+        saved.filled(preset, {"model": {"colour": 1}})
