@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,7 +101,7 @@ def test_a_translator_becomes_marian(transformer_run, tmp_path):
     loaded = load(tmp_path / "hf")
     found = loaded(input_ids=ids, decoder_input_ids=ids)["logits"]
     expected = speaking.TRANSLATORS[type(run.experiment.model)](run.experiment.model).apply(
-        {"params": run.params}, ids, ids
+        {"params": run.params}, jnp.asarray(ids), jnp.asarray(ids)
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
