@@ -93,7 +93,15 @@ def claim(study: claims.Study) -> claims.Claim:
     additive score, that of Bahdanau et al. 2014.
     """
     pairs = arms.number_pairs(quick=study.quick, reverse_source=True)  # as in section 4.1
-    shared = dataclasses.replace(tiny().model, num_layers=1, max_source_len=pairs.source_len)
+    study = dataclasses.replace(study, num_seeds=3)  # four arms, and slow ones
+    c = tiny().model
+    shared = dataclasses.replace(
+        c,
+        num_layers=1,
+        max_source_len=pairs.source_len,
+        init_scale=arms.SPREAD * c.init_scale,
+        forget_bias=1.0,  # as in `seq2seq.fixed_vector`
+    )
     scores: tuple[luong.Score, ...] = ("location", "concat", "dot", "general")
     compared = [
         arms.TranslationArm(

@@ -6,17 +6,13 @@ So the claims on translation can sort numbers by length, and can say where atten
 import re
 from collections.abc import Sequence
 
-ONES = "one two three four five six seven eight nine".split()
-ONES_FR = "un deux trois quatre cinq six sept huit neuf".split()
-TEENS = (
-    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
-    "onze douze treize quatorze quinze seize"
-).split()
-TENS = (
-    "twenty thirty forty fifty sixty seventy eighty ninety "
-    "dix vingt vingts trente quarante cinquante soixante"
-).split()
-HUNDRED = ("hundred", "cent", "cents")
+ONES = {"one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
+ONES |= {"un", "deux", "trois", "quatre", "cinq", "sept", "huit", "neuf"}
+TEENS = {"ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"}
+TEENS |= {"eighteen", "nineteen", "onze", "douze", "treize", "quatorze", "quinze", "seize"}
+TENS = {"twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "dix"}
+TENS |= {"vingt", "vingts", "trente", "quarante", "cinquante", "soixante"}
+HUNDRED = {"hundred", "cent", "cents"}
 SCALES = {"thousand": 3, "mille": 3, "million": 6, "millions": 6}
 
 Part = tuple[int, str]
@@ -44,10 +40,12 @@ def parts(words: Sequence[str]) -> list[frozenset[Part]]:
             power, said = SCALES[word], ("scale",)
         elif word in HUNDRED:
             said = ("hundred",)
-        elif word in ONES or word in ONES_FR:
-            ahead = {"cent": "hundreds", "cents": "hundreds", "hundred": "hundreds"}
-            ahead |= {"vingt": "tens", "vingts": "tens"}
-            said = (ahead.get(after, "ones"),)
+        elif word in ONES and after in HUNDRED:
+            said = ("hundreds",)
+        elif word == "quatre" and after in ("vingt", "vingts"):
+            said = ("tens",)
+        elif word in ONES:
+            said = ("ones",)
         elif word in TEENS:
             said = ("tens", "ones")
         elif word in TENS:

@@ -123,6 +123,12 @@ def claim(study: claims.Study) -> claims.Claim:
 
 
 def fixed_vector(pairs: PairsData, name: str) -> arms.TranslationArm:
-    """A translator of one LSTM of 96 units on each side, and no attention."""
-    model = dataclasses.replace(tiny().model, num_layers=1, hidden_dim=96)
+    """A translator of one LSTM of 96 units on each side, and no attention.
+
+    The forget gate starts open (Jozefowicz et al. 2015, section 2.2).
+    """
+    c = tiny().model
+    model = dataclasses.replace(
+        c, num_layers=1, hidden_dim=96, init_scale=arms.SPREAD * c.init_scale, forget_bias=1.0
+    )
     return arms.TranslationArm(name=name, module=Seq2Seq(model), data=pairs)
