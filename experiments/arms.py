@@ -14,6 +14,7 @@ from flax import linen as nn
 from experiments import translation
 from experiments.number_words import num_digits, parts
 from lineage_jax.data.pairs import PairsData, PairsDataset, load_pairs
+from lineage_jax.data.tokenizers import Tokenizer
 from lineage_jax.train.metrics import config_json
 from lineage_jax.train.optim import OptimizerConfig, adamw, learning_rate
 from lineage_jax.train.state import TrainState
@@ -71,7 +72,7 @@ class TranslationArm:
         """Trains from `seed`, and measures on the held-out pairs."""
         pairs = load_pairs(dataclasses.replace(self.data, seed=seed))
         params = train(self.module, pairs, seed=seed, peak=learning_rate, updates=updates)
-        return measure(self.module, params, pairs)
+        return measure(self.module, params, pairs, forward=not self.data.reverse_source)
 
 
 @functools.cache  # compiled once for all seeds and learning rates
@@ -83,7 +84,7 @@ def programs(module: Any) -> tuple[Any, Any]:
 
     def start(seed):
         params = nn.meta.unbox(translation.init(module, jax.random.key(seed)))
-        return TrainState.create(params, tx, seed=seed)
+        return TrainState.create(params, tx).replace(seed=seed)
 
     return jax.jit(start), jax.jit(many_steps(step), donate_argnums=0)
 
@@ -127,43 +128,47 @@ def heldout_program(module: Any, start: int, length: int) -> Any:
     return evaluate
 
 
-def measure(module: Any, params: Params, pairs: PairsDataset) -> dict[str, float]:
+def measure(module: Any, params: Params, pairs: PairsDataset, forward: bool) -> dict[str, float]:
     """What the held-out pairs say of a translator.
+
+    Args:
+      module: the model.
+      params: its parameters.
+      pairs: of which the held-out ones are taken.
+      forward: whether the source is read first word first.
 
     Returns:
       loss: cross-entropy, nats per word of the target;
       exact: the share of numbers translated without a mistake, by greedy search;
       exact_3 ... exact_9: that of numbers of so many digits;
-      aligned: with attention, the share of steps whose largest weight is on the true source word or
-        beside it (`aligned`).
+      aligned: the share of steps at which attention is where it should be (`aligned`), if there is
+        any and the source is read forwards.
     """
     heldout, tokenizer = pairs.heldout, pairs.target_tokenizer
     evaluate = heldout_program(module, tokenizer.end_of_text, heldout.lengths[-1][1].item())
-    total, words, exact, hits = 0.0, 0.0, [], []
-    names = [
-        [each.decode([i]) for i in range(each.vocab_size)]
-        for each in (pairs.source_tokenizer, pairs.target_tokenizer)
-    ]
+    total, count, exact, hits = 0.0, 0.0, [], []
     for step in range(heldout.num_batches):
         batch = heldout(step)
-        (loss, count), same, looked = evaluate(params, batch)
-        total, words = total + float(loss), words + float(count)
-        real = batch["mask"].any(-1)  # the last batch is filled up
-        exact += np.asarray(same)[real].tolist()
-        if looked is not None:
-            for row in np.flatnonzero(real):
-                source, target = (
-                    [said[i] for i in batch[side][row][batch[mask][row]]]
-                    for said, side, mask in zip(
-                        names, ("source", "targets"), ("source_mask", "mask"), strict=True
-                    )
-                )
-                hits += aligned(source, target, np.asarray(looked)[row])
+        loss, same, looked = evaluate(params, batch)
+        total, count = total + float(loss[0]), count + float(loss[1])
+        rows = np.flatnonzero(batch["mask"].any(-1))  # the last batch is filled up
+        exact += np.asarray(same)[rows].tolist()
+        if looked is None or not forward:
+            continue
+        for row in rows:
+            source = words(pairs.source_tokenizer, batch["source"][row][batch["source_mask"][row]])
+            target = words(tokenizer, batch["targets"][row][batch["mask"][row]])
+            hits += aligned(source, target, np.asarray(looked)[row])
     digits = np.array([num_digits(source) for source, _ in pairs.heldout_pairs])
-    found = {"loss": total / words, "exact": float(np.mean(exact))}
+    found = {"loss": total / count, "exact": float(np.mean(exact))}
     for length in np.unique(digits).tolist():
         found[f"exact_{length}"] = float(np.mean(np.array(exact)[digits == length]))
     return {**found, "aligned": float(np.mean(hits))} if hits else found
+
+
+def words(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
+    """The word of each id."""
+    return [tokenizer.decode([i]) for i in ids.tolist()]
 
 
 def aligned(source: list[str], target: list[str], looked: np.ndarray) -> list[bool]:
@@ -174,7 +179,7 @@ def aligned(source: list[str], target: list[str], looked: np.ndarray) -> list[bo
     end symbol have none, and are not counted. "Where it should be" is on a true word or beside it.
 
     Args:
-      source: the words that the encoder read, in its order.
+      source: the words that the encoder read, first word first.
       target: the words that were to be written.
       looked: the place in the source of the largest weight, for each step.
     """
