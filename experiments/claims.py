@@ -217,6 +217,8 @@ class Study:
     folder: pathlib.Path
     quick: bool = False
     num_seeds: int = 5
+    learning_rates: tuple[float, ...] = (3e-3, 1e-2)
+    """The grid, the same for each arm."""
     say: Callable[[str], None] = print
 
     @property
@@ -227,11 +229,6 @@ class Study:
     @property
     def updates(self) -> int:
         return 4 if self.quick else 400
-
-    @property
-    def learning_rates(self) -> tuple[float, ...]:
-        """The grid, the same for each arm."""
-        return (3e-3,) if self.quick else (3e-3, 1e-2)
 
     def claim(
         self,
@@ -270,15 +267,15 @@ class Study:
 
     def measure(self, milestone: str, arm: Arm) -> dict[str, Any]:
         """Chooses the arm's learning rate, then runs it from each seed."""
-        rates, seconds = {}, 0.0
-        for rate in self.learning_rates if len(self.learning_rates) > 1 else ():
+        grid, tuned, seconds = self.learning_rates, {}, 0.0
+        for rate in () if self.quick else grid:
             told = self.run(milestone, arm, TUNING_SEED, rate)
-            rates[rate], seconds = told["measured"]["loss"], seconds + told["seconds"]
-        best = min(rates, key=lambda rate: rates[rate]) if rates else self.learning_rates[0]
+            tuned[rate], seconds = told["measured"]["loss"], seconds + told["seconds"]
+        best = min(tuned, key=lambda rate: tuned[rate]) if tuned else grid[0]
         ran = [self.run(milestone, arm, seed, best) for seed in self.seeds]
         return {
             "learning_rate": best,
-            "loss_by_learning_rate": {str(rate): loss for rate, loss in rates.items()},
+            "loss_by_learning_rate": {str(rate): loss for rate, loss in tuned.items()},
             "setting": arm.setting(),
             "seeds": [one["measured"] for one in ran],
             "seconds": seconds + sum(one["seconds"] for one in ran),
