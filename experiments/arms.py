@@ -25,7 +25,7 @@ OPTIMIZER = OptimizerConfig(warmup_steps=50, weight_decay=0.0)
 """Of every arm: Adam with a cosine; the learning rate is chosen for each arm."""
 SPREAD = math.sqrt(1000 / 96)
 """By how much more the weights of 96 units start than those of the papers' 1000 units: then sums
-over units start alike. With the papers' own weights 400 updates are too few to learn anything."""
+over units start alike. With the papers' own, 400 updates are too few (`experiments/LOG.md`)."""
 STEPS_PER_CALL = 50  # of one compiled program; it is called again until all updates are made
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ class Claim:
       seeds: that were counted.
       updates: of each arm.
       seconds: of training and measuring, all arms and rates together.
-      date: of the last run, as 2026-11-22.
+      date: on which the findings were drawn, as 2026-11-22.
       environment: machine and versions.
     """
 
@@ -259,7 +260,7 @@ class Study:
             updates=self.updates,
             seconds=round(sum(found["seconds"] for found in ran), 1),
             date=time.strftime("%Y-%m-%d", time.gmtime()),
-            environment=environment(),
+            environment={**environment(), "cores": os.cpu_count()},
             **told,
         )
         write_json(self.folder / f"{milestone}.json", made.to_json())

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from num2words import num2words
 
-from experiments import arms, claims
+from experiments import arms, claims, seq2seq
 from experiments.claims import Claim, Finding, Study, bootstrap, count, find, ratio_of_means
 from experiments.number_words import num_digits, parts
 from lineage_jax import cli
+from lineage_jax.data.pairs import load_pairs
 from lineage_jax.lineage import LINEAGE
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
@@ -127,6 +128,40 @@ def test_the_table_says_which_claims_failed(tmp_path):
     assert claims.markdown_table([failed]).splitlines()[2].count("**no**") == 2
 
 
+def test_arms_of_one_seed_meet_the_same_pairs(tmp_path):
+    forward, backward = (
+        load_pairs(arms.number_pairs(quick=True, cache_dir=str(tmp_path), reverse_source=reverse))
+        for reverse in (False, True)
+    )
+    for there, here in (
+        (forward.train(3), backward.train(3)),
+        (forward.heldout(0), backward.heldout(0)),
+    ):
+        np.testing.assert_array_equal(there["targets"], here["targets"])
+        np.testing.assert_array_equal(np.sort(there["source"]), np.sort(here["source"]))
+        assert (there["source"] != here["source"]).any()
+
+
+def test_no_number_of_the_claims_is_left_out():
+    longest = 777_777_777, 797_797_797  # "-dix -sept": most French words for three digits
+    pairs = arms.number_pairs()
+    for number in longest:
+        english, french = (words(num2words(number, lang=lang)) for lang in ("en", "fr"))
+        assert len(english) + 1 <= pairs.source_len
+        assert len(french) + 1 <= pairs.target_len
+    assert len(french) + 1 == pairs.target_len
+
+
+def test_a_seed_gives_the_same_numbers_again(tmp_path):
+    pairs = arms.number_pairs(quick=True, cache_dir=str(tmp_path))
+    first, again, other = (
+        seq2seq.fixed_vector(pairs, "forward").run(seed=seed, learning_rate=1e-2, updates=2)
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["loss"] != other["loss"]
+
+
 def words(text):
     return re.findall(r"-?[a-z]+|,", text)
 
@@ -185,7 +220,8 @@ CLAIMED = [
              for name in CLAIMED]
 )  # fmt: skip
 def test_the_quick_form_runs_from_the_command_line(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # pairs and compiled programs are kept there
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     cli.main(["claim", name, "--quick", "--dir", str(tmp_path)])
     out = capsys.readouterr().out
     (claim,) = claims.read_claims(tmp_path)
