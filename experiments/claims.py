@@ -329,6 +329,8 @@ def markdown_table(claims: Sequence[Claim]) -> str:
             f"{finding.name}: {shown(finding)}, {mark[finding.passed]}" for finding in one.findings
         )
         paper = f"{find(one.milestone).paper}, {one.where}: {one.statement}"
-        verdict = mark[one.passed] if one.form == "full" else "quick form"
+        verdict = "reproduced" if one.passed else "**not reproduced**"
+        if one.form == "quick":
+            verdict = "quick form"
         lines.append(f"| {paper} | {one.criterion} | {measured} | {verdict} | {one.seconds:.0f} |")
     return "\n".join(lines)
