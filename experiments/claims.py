@@ -185,8 +185,10 @@ def bootstrap(statistic: Callable[..., Any], *arms: np.ndarray) -> tuple[float, 
 
 
 def ratio_of_means(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The mean of `a` over that of `b`."""
-    return a.mean(-1) / b.mean(-1)
+    """The mean of `a` over that of `b`; none against none is 1."""
+    a, b = a.mean(-1), b.mean(-1)
+    both_none = (a == 0) & (b == 0)
+    return np.where(both_none, 1.0, a / np.where(both_none, 1.0, b))
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

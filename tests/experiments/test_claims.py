@@ -37,6 +37,11 @@ def test_seeds_are_drawn_in_pairs():
     assert bootstrap(ratio_of_means, 3 * arm, arm) == pytest.approx((3.0, 3.0))
 
 
+def test_no_mistakes_against_none_is_a_ratio_of_one():
+    none, some = np.zeros((2, 3)), np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+    np.testing.assert_array_equal(ratio_of_means(none, some), [1.0, 0.0])
+
+
 @pytest.mark.parametrize(
     "measured, interval, passed",
     [(0.7, (0.6, 0.9), True), (0.85, (0.8, 0.9), False), (0.7, (0.6, 1.1), False)],
