@@ -33,6 +33,8 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage translate runs/transformer-tiny           the lines of standard input, translated
   lineage convert runs/gpt-tiny folder              weights for Hugging Face's library
   lineage runs                      the runs in a folder: which are under way, which went wrong
+  lineage claim bahdanau            measure what its paper is known for (--quick: only that it runs)
+  lineage claims --table            what was measured so far
   lineage plan gpt --preset gpt3_175b --topology v5p:8x8x8   what a slice you do not have would do
   lineage tokenizer train --model bpe --path book.txt   a tokenizer of your own text
   lineage sweep laptop              train many sizes, fit the scaling laws, write a report
@@ -107,6 +109,8 @@ def command(name: str) -> Callable[[list[str]], None]:
         "translate": translate,
         "convert": convert,
         "runs": runs,
+        "claim": claim,
+        "claims": claims,
         "plan": plan,
         "sweep": sweep,
         "plan-sweep": plan_sweep,
@@ -413,6 +417,58 @@ def runs(arguments: Sequence[str]) -> None:
     for one in found:
         table.add_row(*row(one))
     Console(highlight=False, markup=False).print(table if found else f"no runs in {folder}")
+
+
+def claim(arguments: Sequence[str]) -> None:
+    """`lineage claim NAME [--quick]`, or `lineage claim --all`: what a paper is known for."""
+    names = {one.name: one for one in lineage.LINEAGE}
+    name, rest = "", list(arguments)
+    if rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        pick("milestone", name, names, hint="`lineage list` shows them all")
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        all: bool = False
+        """Every milestone that has a claim, one after the other."""
+        quick: bool = False
+        """A few updates of two seeds: shows that it runs, and says nothing of the paper."""
+        dir: str | None = None
+        """Where what was run is kept, to go on after a kill: runs/claims, or runs/claims-quick."""
+
+    chosen = options(Options, Options(), rest, f"lineage claim {name or 'NAME'}")
+    if chosen.all == bool(name):
+        raise UsageError("wanted `lineage claim NAME` or `lineage claim --all`")
+    from experiments.claims import Study
+
+    folder = chosen.dir or os.path.join("runs", "claims-quick" if chosen.quick else "claims")
+    study = Study(folder=pathlib.Path(folder), quick=chosen.quick, say=say)
+    for each in names if chosen.all else [name]:
+        experiment = importlib.import_module(f"experiments.{each}")
+        if hasattr(experiment, "claim"):
+            with compilation_cache():
+                say("\n".join(experiment.claim(study).lines()))
+        elif name:
+            raise UsageError(f"{name} has no claim yet")
+
+
+def claims(arguments: Sequence[str]) -> None:
+    """`lineage claims`: the claims that were measured, and how each came out."""
+    from experiments.claims import RESULTS, markdown_table, read_claims
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        table: bool = False
+        """As the table in the README."""
+        dir: str = str(RESULTS)
+        """Where they are."""
+
+    chosen = options(Options, Options(), arguments, "lineage claims")
+    found = read_claims(pathlib.Path(chosen.dir))
+    if chosen.table:
+        print(markdown_table(found))
+    else:
+        print("\n\n".join("\n".join(one.lines()) for one in found) or f"none in {chosen.dir}")
 
 
 def sweep(arguments: Sequence[str]) -> None:
