@@ -116,7 +116,7 @@ def heldout_program(module: Any, start: int, length: int) -> Any:
     def evaluate(params, batch):
         _, (_, metrics) = loss_fn(params, {}, batch, jax.random.key(0))
         written = translation.translate(
-            module, params, batch["source"], batch["source_mask"], start, length + 1
+            module, params, batch["source"], batch["source_mask"], start, length
         )
         same = (written == batch["targets"]) | ~batch["mask"]  # up to the end symbol
         inputs = [batch[name] for name in ("source", "tokens", "source_mask", "mask")]
