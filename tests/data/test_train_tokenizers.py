@@ -149,10 +149,9 @@ def test_a_vocabulary_without_room_for_what_it_needs_is_refused(model, vocab_siz
     [("wordpiece", ["[CLS]", "the", "cat", "[SEP]"]), ("unigram", ["Ġthe", "Ġcat", "</s>"])],
 )
 def test_transformers_reads_the_file_and_adds_the_special_tokens(tmp_path, model, expected):
-    from transformers import PreTrainedTokenizerFast
-
+    transformers = pytest.importorskip("transformers")
     tokenizer = train_tokenizer(model, TEXTS, 300)
     tokenizer.save(tmp_path)
-    loaded = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     assert loaded.convert_ids_to_tokens(loaded(" the cat")["input_ids"]) == expected
     assert json.loads(tokenizer.content)["post_processor"]["type"] == "TemplateProcessing"

@@ -20,7 +20,7 @@ def heads(length, num_heads, num_groups):
 def mask_of(length, *, segments=False, window=None, causal=True):
     index = jnp.arange(length)[None]
     ids = jnp.asarray([[0] * 30 + [1] * (length - 30), [0] * length]) if segments else None
-    return Mask(index, index, ids, ids, window, causal)
+    return Mask(index, index, ids, ids, window, causal=causal)
 
 
 def results(attention, arguments):

@@ -31,7 +31,7 @@ def mask_of(length, *, segments=False, window=None, causal=True):
     if segments:
         cuts = np.random.default_rng(0).integers(1, length, (BATCH, 2))
         ids = jnp.asarray((np.arange(length) >= cuts[:, :, None]).sum(1))
-    return Mask(index, index, ids, ids, window, causal)
+    return Mask(index, index, ids, ids, window, causal=causal)
 
 
 def results(attention, arguments):
