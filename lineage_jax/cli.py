@@ -28,6 +28,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
 
   lineage list                      the milestones, as a table
   lineage show gpt                  one milestone: its paper, its parents, its files
+  lineage diff gpt llama            what a child changed: settings, parameters, cost
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
   lineage generate runs/gpt-tiny --prompt "Once"    what a model says; a Hugging Face folder too
   lineage translate runs/transformer-tiny           the lines of standard input, translated
@@ -104,6 +105,7 @@ def command(name: str) -> Callable[[list[str]], None]:
     commands = {
         "list": list_,
         "show": show,
+        "diff": diff,
         "train": train,
         "generate": generate,
         "translate": translate,
@@ -215,6 +217,27 @@ def show(arguments: Sequence[str]) -> None:
     root = Tree(f"{one.title} ({one.year})")
     tree(one, root)
     say(root)
+
+
+def diff(arguments: Sequence[str]) -> None:
+    """`lineage diff PARENT CHILD [--preset PRESET]`: what the child changed."""
+    names = list(arguments)
+    preset = take_option(names, "--preset", "")
+    if len(names) != 2:
+        raise UsageError("wanted `lineage diff PARENT CHILD`; `lineage list` has the names")
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from experiments.difference import difference
+
+    parent, child = names
+    table, part = Table(Column("", no_wrap=True), parent, child), ""
+    for row in difference(parent, child, preset or None):
+        if row.part != part:
+            table.add_section()
+            part = row.part
+        table.add_row(row.name, row.left, row.right)
+    Console(highlight=False, markup=False).print(table)
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -195,15 +195,15 @@ LINEAGE: tuple[Milestone, ...] = (
     ),
     Milestone(
         name="llama",
-        title="LLaMA, Llama 2",
+        title="LLaMA, Llama 2 and 3, Mistral",
         year=2023,
-        paper="Touvron et al. 2023, twice",
+        paper="Touvron et al. 2023, twice; Jiang et al. 2023; Grattafiori et al. 2024",
         url="https://arxiv.org/abs/2302.13971",
         parents=("gpt",),
         module="lineage_jax.models.llama",
         new="RMSNorm, SwiGLU, rotary positions, grouped queries; smaller, trained for longer",
         proved=(
-            "outputs and gradients equal `transformers` LLaMA, with fewer key-value heads too",
+            "outputs and gradients equal `transformers` LLaMA and Mistral, rotations scaled too",
             "scores depend on distance alone; rotations equal complex numbers in float64",
             "sharded over 8 devices on three meshes = one device",
             "cached decoding = the full forward pass, in a cache smaller by H / G",
