@@ -33,6 +33,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage generate runs/gpt-tiny --prompt "Once"    what a model says; a Hugging Face folder too
   lineage translate runs/transformer-tiny           the lines of standard input, translated
   lineage convert runs/gpt-tiny folder              weights for Hugging Face's library
+  lineage attention runs/gpt-tiny --text "Once"     where each head looks, as a page
   lineage runs                      the runs in a folder: which are under way, which went wrong
   lineage claim bahdanau            measure what its paper is known for (--quick: only that it runs)
   lineage claims --table            what was measured so far
@@ -110,6 +111,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "generate": generate,
         "translate": translate,
         "convert": convert,
+        "attention": attention,
         "runs": runs,
         "claim": claim,
         "claims": claims,
@@ -402,6 +404,32 @@ def convert(arguments: Sequence[str]) -> None:
     from experiments import speaking
 
     print(speaking.convert(*arguments))
+
+
+def attention(arguments: Sequence[str]) -> None:
+    """`lineage attention RUN_OR_FOLDER --text TEXT --out attention.html`: where each head looks."""
+    folder, rest = of_a_folder("attention", arguments)
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        text: str
+        """To be read; of a translator, the source."""
+        target: str | None = None
+        """Of a translator, the translation; its own, if not given."""
+        out: str = "attention.html"
+        """The page to write."""
+
+    import tyro
+
+    missing: Any = tyro.MISSING_NONPROP
+    chosen = options(Options, missing, rest, f"lineage attention {folder}")
+    from experiments.attention_maps import attention_maps, page
+
+    with compilation_cache():
+        maps = attention_maps(folder, chosen.text, chosen.target)
+    pathlib.Path(chosen.out).write_text(page(maps, f"{folder}: {chosen.text}"))
+    heads = sum(one.weights.shape[0] * one.weights.shape[1] for one in maps)
+    print(f"{chosen.out}: {heads} heads")
 
 
 def of_a_folder(program: str, arguments: Sequence[str]) -> tuple[str, list[str]]:

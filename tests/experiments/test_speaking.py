@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import gpt, saved, speaking, transformer
+from experiments.attention_maps import attention_maps
 from experiments.speaking import GenerateOptions
 from lineage_jax import cli
 from lineage_jax.data.tokenizers import ByteTokenizer
@@ -104,6 +105,18 @@ def test_a_translator_becomes_marian(transformer_run, tmp_path):
         {"params": run.params}, jnp.asarray(ids), jnp.asarray(ids)
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("gpt", 1), ("transformer", 3)])
+def test_every_head_of_a_run_is_shown(gpt_run, transformer_run, name, kinds, tmp_path, capsys):
+    folder = {"gpt": gpt_run, "transformer": transformer_run}[name]
+    maps = attention_maps(folder, "one two", target=None if name == "gpt" else "un deux")
+    assert len(maps) == kinds
+    for one in maps:
+        assert one.weights.shape[2:] == (len(one.queries), len(one.keys))
+        np.testing.assert_allclose(one.weights.sum(-1), 1, rtol=1e-5)
+    cli.main(["attention", folder, "--text", "one two", "--out", str(tmp_path / "page.html")])
+    assert "heads" in capsys.readouterr().out and (tmp_path / "page.html").stat().st_size > 5000
 
 
 def test_text_is_told_in_whole_characters():
