@@ -72,16 +72,17 @@ def attention_maps(folder: str, text: str, target: str | None = None) -> list[Ma
         if type(config) in speaking.LANGUAGE_MODELS:
             module = speaking.LANGUAGE_MODELS[type(config)][0](config)
             ids = np.append(speaking.first_token(opened, tokenizer), tokenizer.encode(text))
-        elif isinstance(opened, Pretrained):
-            module, ids = opened.module, tokenizer.encode(text)
+        elif type(config) in speaking.ENCODERS:
+            found = speaking.of_run(opened) if isinstance(opened, Saved) else opened
+            module, params, ids = found.module, found.params, tokenizer.encode(text)
         else:
-            raise ValueError(f"{folder}: {type(config).__name__} is shown from a converted folder")
+            raise ValueError(f"{folder}: a {type(config).__name__} is not shown")
         inputs, sides = (ids,), (words(tokenizer, ids),) * 2
     rows = [jnp.asarray(one, jnp.int32)[None] for one in inputs]
-    _, found = module.apply({"params": params}, *rows, mutable=["intermediates"])
+    _, seen = module.apply({"params": params}, *rows, mutable=["intermediates"])
     maps = [
         named(path, np.asarray(value[0]), *sides)
-        for path, value in flatten_dict(found["intermediates"]).items()
+        for path, value in flatten_dict(seen["intermediates"]).items()
         if path[-1] in ("weights", "alignment")
     ]
     if not maps:

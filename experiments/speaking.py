@@ -19,7 +19,19 @@ from experiments.saved import Saved, open_model
 from lineage_jax.data.pairs import PairsData, load_pairs
 from lineage_jax.data.text import load_text
 from lineage_jax.data.tokenizers import Tokenizer, load_tokenizer
-from lineage_jax.models import bahdanau, gpt, llama, luong, seq2seq, transformer
+from lineage_jax.models import (
+    albert,
+    bahdanau,
+    bert,
+    distilbert,
+    gpt,
+    llama,
+    luong,
+    roberta,
+    seq2seq,
+    t5,
+    transformer,
+)
 from lineage_jax.pretrained import Pretrained
 from lineage_jax.pretrained.weights import ARCHITECTURES
 from lineage_jax.sampling.beam import batch_axes, beam_search
@@ -39,6 +51,15 @@ TRANSLATORS: dict[type, Callable[[Any], nn.Module]] = {
     transformer.TransformerConfig: transformer.Transformer,
 }
 """Config -> the module."""
+
+
+ENCODERS: dict[type, str] = {
+    bert.BertConfig: "Bert",
+    roberta.RobertaConfig: "Roberta",
+    albert.AlbertConfig: "Albert",
+    distilbert.DistilBertConfig: "DistilBert",
+}
+"""Config -> what the names of Hugging Face's classes begin with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -322,11 +343,15 @@ def of_run(run: Saved) -> Pretrained:
         name = name if config.local_window is None else "GPTNeoForCausalLM"
     elif isinstance(config, llama.LlamaConfig):
         name = "LlamaForCausalLM" if config.window is None else "MistralForCausalLM"
+    elif isinstance(config, t5.T5Config):
+        name = "T5ForConditionalGeneration"
     elif isinstance(config, transformer.TransformerConfig):
         name = "MarianMTModel"
         if not config.score_bias:
             config = dataclasses.replace(config, score_bias=True)
             params = {**params, "score_bias": jnp.zeros(config.vocab_size)}
+    elif type(config) in ENCODERS:
+        name = ENCODERS[type(config)] + ("ForPreTraining" if "pairs" in params else "ForMaskedLM")
     if name is None:
         raise ValueError(f"no class of theirs is a {type(config).__name__}")
     architecture, end = ARCHITECTURES[name], tokenizers_of(run)[-1].end_of_text

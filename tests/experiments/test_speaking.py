@@ -1,12 +1,15 @@
 """Runs and folders speak: text goes on, sentences are translated, weights leave and come back."""
 
 import dataclasses
+import importlib
 import io
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from experiments import gpt, saved, speaking, transformer
 from experiments.attention_maps import attention_maps
@@ -83,6 +86,19 @@ def test_a_run_becomes_a_folder_of_hugging_face_s_that_says_the_same(gpt_run, tm
     )
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["eos_token_id"] == ByteTokenizer().end_of_text
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "albert", "distilbert", "t5"])
+def test_other_runs_become_folders_that_compute_the_same(name, tmp_path):
+    experiment = importlib.import_module(f"experiments.{name}").experiment()
+    boxed, _ = jax.jit(experiment.program().init)(jax.random.key(0))
+    run = saved.Saved(name, experiment, 0, nn.meta.unbox(boxed))
+    made = speaking.of_run(run)
+    made.save(tmp_path / "hf")
+    ids = {"input_ids": [[5, 6, 7]]} | ({"decoder_input_ids": [[8]]} if name == "t5" else {})
+    expected, found = made(**ids), load(tmp_path / "hf")(**ids)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5)
 
 
 def test_sentences_are_translated_from_the_line_and_from_standard_input(
