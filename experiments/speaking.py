@@ -111,10 +111,7 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
     if type(config) not in LANGUAGE_MODELS:
         raise ValueError(f"{folder}: wanted a language model, got {type(config).__name__}")
     build, empty_cache = LANGUAGE_MODELS[type(config)]
-    module, tokenizer = (
-        build(config),
-        (tokenizers_of(opened)[0] if isinstance(opened, Saved) else load_tokenizer(folder)),
-    )
+    module, tokenizer = build(config), text_tokenizer(folder, opened)
     first, texts = first_token(opened, tokenizer), options.prompt or ("",)
     rows = [np.append(first, tokenizer.encode(text)) for text in texts]
     longest = max(map(len, rows))
@@ -173,6 +170,11 @@ def config_and_params(opened: Saved | Pretrained) -> tuple[Any, Params]:
     """Of the model."""
     config = opened.experiment.model if isinstance(opened, Saved) else opened.config
     return config, opened.params
+
+
+def text_tokenizer(folder: str, opened: Saved | Pretrained) -> Tokenizer:
+    """That which a model of one language was trained with."""
+    return load_tokenizer(folder) if isinstance(opened, Pretrained) else tokenizers_of(opened)[0]
 
 
 def first_token(opened: Saved | Pretrained, tokenizer: Tokenizer) -> list[int]:

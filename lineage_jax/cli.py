@@ -32,6 +32,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
   lineage generate runs/gpt-tiny --prompt "Once"    what a model says; a Hugging Face folder too
   lineage translate runs/transformer-tiny           the lines of standard input, translated
+  lineage evaluate runs/transformer-tiny            perplexity, bits per byte, BLEU
   lineage convert runs/gpt-tiny folder              weights for Hugging Face's library
   lineage attention runs/gpt-tiny --text "Once"     where each head looks, as a page
   lineage runs                      the runs in a folder: which are under way, which went wrong
@@ -110,6 +111,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "train": train,
         "generate": generate,
         "translate": translate,
+        "evaluate": evaluate,
         "convert": convert,
         "attention": attention,
         "runs": runs,
@@ -395,6 +397,28 @@ def translate(arguments: Sequence[str]) -> None:
     with compilation_cache():
         for line in translate_lines(folder, sentences, chosen):
             say(line)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`lineage evaluate RUN_OR_FOLDER`: how good a model is."""
+    folder, rest = of_a_folder("evaluate", arguments)
+    from experiments.evaluation import EvaluateOptions
+    from experiments.evaluation import evaluate as evaluated
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        on: _without_prefix(EvaluateOptions) = dataclasses.field(default_factory=EvaluateOptions)
+        json: bool = False
+        """As JSON, on one line."""
+
+    chosen = options(Options, Options(), rest, f"lineage evaluate {folder}")
+    with compilation_cache():
+        found = evaluated(folder, chosen.on, lambda line: print(line, file=sys.stderr))
+    if chosen.json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name:20} {value:.4f}")
 
 
 def convert(arguments: Sequence[str]) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import importlib
 import io
 import json
+import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from flax import linen as nn
 
 from experiments import gpt, saved, speaking, transformer
 from experiments.attention_maps import attention_maps
+from experiments.evaluation import EvaluateOptions, evaluate
 from experiments.speaking import GenerateOptions
 from lineage_jax import cli
 from lineage_jax.data.tokenizers import ByteTokenizer
@@ -133,6 +136,34 @@ def test_every_head_of_a_run_is_shown(gpt_run, transformer_run, name, kinds, tmp
         np.testing.assert_allclose(one.weights.sum(-1), 1, rtol=1e-5)
     cli.main(["attention", folder, "--text", "one two", "--out", str(tmp_path / "page.html")])
     assert "heads" in capsys.readouterr().out and (tmp_path / "page.html").stat().st_size > 5000
+
+
+def test_a_run_is_evaluated_as_it_was_in_training(gpt_run, capsys):
+    cli.main(["evaluate", gpt_run, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    written = (pathlib.Path(gpt_run) / "metrics.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in written if "eval_loss" in line][-1]
+    for name in ("loss", "accuracy", "bits_per_byte"):
+        assert found[name] == pytest.approx(last[f"eval_{name}"], rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+
+
+def test_text_and_translations_that_are_given_are_evaluated(
+    gpt_run, transformer_run, tmp_path, capsys
+):
+    for name, lines in (("text.txt", "if x:"), ("en", "one\nfour"), ("fr", "un\nquatre")):
+        (tmp_path / name).write_text(30 * (lines + "\n"))
+    found = evaluate(gpt_run, EvaluateOptions(path=str(tmp_path / "text.txt")))
+    # Bytes are its tokens; two steps from the start it guesses among 257.
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))
+    assert 0.5 * math.log(257) < found["loss"] < 1.5 * math.log(257)
+    sides = EvaluateOptions(
+        source_path=str(tmp_path / "en"), target_path=str(tmp_path / "fr"), num_beams=1
+    )
+    found = evaluate(transformer_run, sides)
+    assert set(found) == {"bleu", "chrf"} and 0 <= found["bleu"] <= 100
+    with pytest.raises(ValueError, match="wanted a translator, got GPTConfig"):
+        evaluate(gpt_run, sides)
 
 
 def test_text_is_told_in_whole_characters():

@@ -1,0 +1,156 @@
+"""How good a trained model is: on what its run kept from training, or on text that is given."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import language, speaking
+from experiments.saved import Saved, open_model
+from lineage_jax import sharding
+from lineage_jax.data.packing import Batches
+from lineage_jax.data.pairs import load_pairs
+from lineage_jax.data.parallel_text import read_parallel_text
+from lineage_jax.data.sources import read_text
+from lineage_jax.data.tokens import tokenize
+from lineage_jax.pretrained import Pretrained
+from lineage_jax.train.loop import evaluate as evaluate_task
+
+SEQ_LEN = 1024
+"""Tokens in a row of text that is given, at most: GPT-2's context (Radford et al. 2019, 2.3)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What a model is evaluated on."""
+
+    path: str | None = None
+    """Of a language model: text (.txt, .md, .py, .jsonl, any of them .gz, or a folder of them)."""
+    source_path: str | None = None
+    """Of a translator: sentences, one a line."""
+    target_path: str | None = None
+    """Their translations, line by line."""
+    batch_size: int = 8
+    """Rows at a time of text that is given."""
+    num_beams: int = 4
+    """Of translations (Vaswani et al. 2017, section 6.1)."""
+    alpha: float = 0.6
+    """Of the penalty on short translations (Vaswani et al. 2017, section 6.1)."""
+
+    def __post_init__(self):
+        if (self.source_path is None) != (self.target_path is None):
+            raise ValueError("wanted --source-path and --target-path, came one of them")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def evaluate(
+    folder: str, options: EvaluateOptions, say: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Numbers by name, of a run or of a Hugging Face folder.
+
+    Of a language model: loss (nats a token), perplexity, accuracy and, where the text is known,
+    bits per byte. Of a translator, BLEU and chrF by sacrebleu. Of a run on its own held-out data,
+    all that its evaluations hold, besides.
+
+    Args:
+      folder: which.
+      options: on what.
+      say: is told what takes a while.
+
+    Raises:
+      OSError, ValueError: if the folder is neither, or there is nothing to evaluate it on.
+    """
+    opened = open_model(folder)
+    config, _ = speaking.config_and_params(opened)
+    translates = type(config) in speaking.TRANSLATORS
+    if options.path is not None:
+        if type(config) not in speaking.LANGUAGE_MODELS:
+            raise ValueError(f"{folder}: wanted a language model, got {type(config).__name__}")
+        return on_text(folder, opened, options)
+    if options.source_path is not None and options.target_path is not None:
+        if not translates:
+            raise ValueError(f"{folder}: wanted a translator, got {type(config).__name__}")
+        pairs = read_parallel_text(options.source_path, options.target_path)
+        sides = [[document.text for document in side.documents] for side in pairs]
+        return translated(folder, zip(*sides, strict=True), options, say)
+    if isinstance(opened, Pretrained):
+        raise ValueError(
+            f"{folder}: wanted --path, or --source-path and --target-path, to evaluate it on"
+        )
+    found = on_its_own(opened)
+    if translates:
+        kept = load_pairs(opened.experiment.data).heldout_pairs
+        found |= translated(folder, kept, options, say)
+    return found
+
+
+def on_its_own(run: Saved) -> dict[str, float]:
+    """What the run's own evaluation says of its parameters."""
+    task = run.experiment.task()
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1), jax.devices()[:1])
+    state: Any = task.program.initial_state(mesh, 0)
+    feed, step = sharding.Feed(task.program.batch, mesh), task.program.eval_step(mesh)
+    with sharding.use(mesh):
+        found = evaluate_task(step, state.replace(params=run.params), task, feed)
+    assert found is not None
+    return with_perplexity(found)
+
+
+def on_text(folder: str, opened: Saved | Pretrained, options: EvaluateOptions) -> dict[str, float]:
+    """A language model on text: every document from its start, in rows that do not overlap."""
+    config, params = speaking.config_and_params(opened)
+    module = speaking.LANGUAGE_MODELS[type(config)][0](config)
+    tokenizer = speaking.text_tokenizer(folder, opened)
+    assert options.path is not None
+    stream = tokenize(read_text(options.path).documents, tokenizer)
+    rows = Batches(
+        stream,
+        batch_size=options.batch_size,
+        seq_len=min(config.max_len, SEQ_LEN),
+        shuffle=False,
+    )
+    loss_fn = language.loss_fn(module, train=False)
+    step = jax.jit(lambda params, batch: loss_fn(params, {}, batch, jax.random.key(0))[1][1])
+    sums: dict[str, np.ndarray] = {}
+    for number in range(rows.num_batches):
+        for name, pair in step(params, rows(number)).items():
+            sums[name] = sums.get(name, 0.0) + np.asarray(pair, np.float64)
+    means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
+    known = None if stream.num_bytes is None else stream.num_bytes / stream.num_targets
+    return with_perplexity(language.with_bits_per_byte(means, known))
+
+
+def with_perplexity(means: Mapping[str, float]) -> dict[str, float]:
+    """The means, and e to the loss."""
+    return {**means, "perplexity": math.exp(min(means["loss"], 700.0))}
+
+
+def translated(
+    folder: str,
+    pairs: Iterable[tuple[str, str]],
+    options: EvaluateOptions,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of a translator, 0 to 100.
+
+    Raises:
+      ImportError: if sacrebleu is not there.
+    """
+    try:
+        import sacrebleu
+    except ImportError:
+        raise ImportError(
+            "BLEU needs the `sacrebleu` package: pip install 'lineage-jax[evaluate]'"
+        ) from None
+    sources, references = zip(*pairs, strict=True)
+    how = speaking.TranslateOptions(num_beams=options.num_beams, alpha=options.alpha)
+    say(f"translating {len(sources)} sentences")
+    written = list(speaking.translate_lines(folder, sources, how))
+    return {
+        "bleu": sacrebleu.corpus_bleu(written, [list(references)]).score,
+        "chrf": sacrebleu.corpus_chrf(written, [list(references)]).score,
+    }
