@@ -43,9 +43,9 @@ class Tensor:
 
     def write(self, ours: jax.Array, path: str) -> jax.Array:
         """Theirs, or the third of it, from one layer's ours."""
-        *_, module, kind = path.split("/")
+        before, _, kind = path.rpartition("/")
         if kind == "kernel":
-            width_in = math.prod(ours.shape[:-1] if module == "out" else ours.shape[:1])
+            width_in = math.prod(ours.shape[:-1] if before.endswith("/out") else ours.shape[:1])
             ours = ours.reshape(width_in, -1)
         elif kind == "bias":
             ours = ours.ravel()
