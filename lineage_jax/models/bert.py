@@ -21,12 +21,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lineage_jax.nn import MLP, Attention, Embed, LayerNorm, Linear, Mask, Remat, stack
+from lineage_jax.nn import (
+    MLP,
+    Attention,
+    Embed,
+    LayerNorm,
+    Linear,
+    Mask,
+    Remat,
+    exact_gelu,
+    stack,
+)
 from lineage_jax.typing import Array, Bool, Float, Int, Precision
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": exact_gelu,
     "gelu_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
 }

@@ -12,7 +12,6 @@ Departures:  sines and cosines stand in two halves (`lineage_jax.nn.sinusoids`).
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -31,6 +30,7 @@ from lineage_jax.nn import (
     Mask,
     Remat,
     decoder_mask,
+    exact_gelu,
     sinusoids,
     stack,
 )
@@ -39,7 +39,7 @@ from lineage_jax.typing import Array, Bool, Float, Int, Precision, Shaped
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": exact_gelu,
 }
 
 

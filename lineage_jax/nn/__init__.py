@@ -10,7 +10,7 @@ from lineage_jax.nn.attention import (
 from lineage_jax.nn.embed import Embed
 from lineage_jax.nn.linear import Linear, project
 from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
-from lineage_jax.nn.mlp import MLP, GatedMLP
+from lineage_jax.nn.mlp import MLP, GatedMLP, exact_gelu
 from lineage_jax.nn.norms import LayerNorm, RMSNorm
 from lineage_jax.nn.positions import sinusoids
 from lineage_jax.nn.recurrent import (
@@ -47,6 +47,7 @@ __all__ = [
     "causal_mask",
     "decoder_mask",
     "dot_product_attention",
+    "exact_gelu",
     "gru_cell",
     "lstm_cell",
     "over_time",
