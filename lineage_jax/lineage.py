@@ -218,6 +218,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on three meshes = one device",
             "cached decoding = the full forward pass, in a cache smaller by H / G",
         ),
+        notebook="colab/03_llama_from_gpt.py",
     ),
 )
 
