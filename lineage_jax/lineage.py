@@ -141,6 +141,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "every position sees every other, and nothing sees padding",
             "sharded over 8 devices on seven meshes = one device",
         ),
+        claims=("both_sides",),
     ),
     Milestone(
         name="roberta",
@@ -156,6 +157,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "masks repeat in no epoch, and are a function of seed and step",
             "sharded over 8 devices on seven meshes = one device",
         ),
+        claims=("pairs_and_masks",),
     ),
     Milestone(
         name="albert",
@@ -171,6 +173,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "parameters as the paper's table 1 prints them",
             "sharded over 8 devices on five meshes = one device",
         ),
+        claims=("sentence_order",),
     ),
     Milestone(
         name="t5",
@@ -202,6 +205,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "a student begins as every second layer of its teacher",
             "sharded over 8 devices on seven meshes = one device",
         ),
+        claims=("distillation",),
     ),
     Milestone(
         name="llama",

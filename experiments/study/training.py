@@ -46,6 +46,7 @@ def programs(recipe: Recipe) -> tuple[Any, Any, Any]:
         return nn.meta.unbox(recipe.init(recipe.module, jax.random.key(seed)))
 
     def start(params, extra, seed):
+        params, extra = jax.tree.map(jnp.copy, (params, extra))  # the first state is given away
         return TrainState.create(params, tx, extra=extra).replace(seed=seed)
 
     return jax.jit(init), jax.jit(start), jax.jit(many_steps(step), donate_argnums=0)
