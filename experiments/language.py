@@ -160,8 +160,8 @@ def sampler(
     def continued(params, rng):
         lengths = jnp.full(rows.shape[0], start)
 
-        def decoder(tokens, positions, cache):
-            return module.apply({"params": params}, tokens, positions, cache=cache)
+        def decoder(tokens, positions, cache, mask=None):
+            return module.apply({"params": params}, tokens, positions, cache=cache, mask=mask)
 
         cache = empty_cache(rows.shape[0], length)
         return generate(decoder, cache, jnp.asarray(rows), lengths, length - start, rng)

@@ -23,7 +23,7 @@ class Saved:
       milestone: what it trained.
       experiment: its settings.
       step: after how many steps.
-      params: of the model.
+      params: of the model; their average, where training made one.
     """
 
     milestone: str
@@ -55,12 +55,13 @@ def open_run(folder: epath.PathLike) -> Saved:
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder}: config.json is not of this version ({error})") from error
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1), jax.devices()[:1])
+    program = experiment.program()
     with Checkpoints(place / "checkpoints", keep=None) as checkpoints:
-        restored = checkpoints.restore_latest(experiment.program().abstract_state(mesh))
+        restored = checkpoints.restore_latest(program.abstract_state(mesh))
     if restored is None:
         raise FileNotFoundError(f"{folder}: no checkpoint was saved yet")
     step, state, _ = restored
-    return Saved(name, experiment, step, state.params)
+    return Saved(name, experiment, step, program.in_use(state.params, state.extra))
 
 
 def open_model(folder: epath.PathLike) -> Saved | Pretrained:

@@ -31,6 +31,7 @@ from lineage_jax.models import (
     seq2seq,
     t5,
     transformer,
+    ulmfit,
 )
 from lineage_jax.pretrained import Pretrained
 from lineage_jax.pretrained.weights import ARCHITECTURES
@@ -41,6 +42,7 @@ from lineage_jax.typing import Params
 LANGUAGE_MODELS: dict[type, tuple[Callable[[Any], nn.Module], Callable[..., Any]]] = {
     gpt.GPTConfig: (gpt.GPT, gpt.empty_cache),
     llama.LlamaConfig: (llama.Llama, llama.empty_cache),
+    ulmfit.ULMFiTConfig: (ulmfit.ULMFiT, ulmfit.empty_cache),
 }
 """Config -> the module, and an empty cache of rows and positions."""
 
@@ -145,8 +147,8 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
 def bound(module: nn.Module, params: Params) -> Decoder:
     """A language model with its parameters."""
 
-    def decoder(tokens, positions, cache):
-        return module.apply({"params": params}, tokens, positions, cache=cache)
+    def decoder(tokens, positions, cache, mask=None):
+        return module.apply({"params": params}, tokens, positions, cache=cache, mask=mask)
 
     return decoder
 
@@ -241,8 +243,8 @@ def translate_lines(
             ids, real = jnp.zeros((rows, source_len), jnp.int32), jnp.ones((rows, source_len), bool)
             return module.apply(variables, ids, real, length, method="start")
 
-        def decoder(tokens, positions, cache):
-            return module.apply(variables, tokens, positions, cache, method="decode")
+        def decoder(tokens, positions, cache, mask=None):
+            return module.apply(variables, tokens, positions, cache, mask, method="decode")
 
         cache = module.apply(variables, source, mask, length, method="start")
         starts = jnp.full(source.shape[0], start, jnp.int32)

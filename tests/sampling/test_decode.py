@@ -88,7 +88,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, message):
 def counting(vocab_size):
     """A decoder whose next token is the sum of all so far, which its cache alone can tell it."""
 
-    def decoder(tokens, positions, cache):
+    def decoder(tokens, positions, cache, mask=None):
         rows = jnp.arange(tokens.shape[0])[:, None]
         cache = cache.at[rows, positions].set(tokens)
         read = jnp.arange(cache.shape[1])[None, None] <= positions[..., None]  # B T S
@@ -117,7 +117,7 @@ def test_each_prompt_continues_from_its_own_end_and_never_reads_its_padding(padd
 
 
 def test_each_step_draws_anew_and_the_same_key_draws_the_same():
-    def uniform(tokens, positions, cache):
+    def uniform(tokens, positions, cache, mask=None):
         return jnp.zeros((*tokens.shape, 50)), cache
 
     def draw(seed):
@@ -156,7 +156,7 @@ def test_a_stream_is_what_is_generated_and_ends_when_all_have_stopped(sampling):
 
 
 def test_a_penalty_remembers_the_prompt_but_not_its_padding_and_what_was_said():
-    def flat(tokens, positions, cache):
+    def flat(tokens, positions, cache, mask=None):
         return jnp.ones((*tokens.shape, 6)), cache
 
     sampling = Sampling(temperature=0.0, repetition_penalty=2.0)

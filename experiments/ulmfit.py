@@ -1,0 +1,297 @@
+"""Trains AWD-LSTM, and ULMFiT from it in three stages:
+
+lineage train ulmfit --preset tiny                                      a language model
+lineage train ulmfit --preset tune --start runs/ulmfit-tiny             the same, on other text
+lineage train ulmfit --preset classify --start runs/ulmfit-tune         a classifier
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import language
+from experiments.saved import open_run
+from lineage_jax import sharding
+from lineage_jax.data import packing
+from lineage_jax.data.text import TextData
+from lineage_jax.models import ulmfit
+from lineage_jax.models.ulmfit import ULMFiT, ULMFiTConfig
+from lineage_jax.objectives.activation import activation_penalty, slowness_penalty
+from lineage_jax.objectives.language import next_token_loss
+from lineage_jax.sharding import MeshConfig
+from lineage_jax.train import averaging
+from lineage_jax.train.averaging import AveragedSGDConfig
+from lineage_jax.train.layerwise import LayerwiseConfig, layerwise_adam, slanted_triangular
+from lineage_jax.train.loop import Task, TrainConfig
+from lineage_jax.train.program import Program
+from lineage_jax.train.state import TrainState
+from lineage_jax.train.step import LossFn
+from lineage_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """How much the outputs of the last layer cost (Merity et al. 2017, section 5)."""
+
+    activation: float = 2.0
+    """Their squares, alpha."""
+    slowness: float = 1.0
+    """Those of their changes from token to token, beta."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ULMFiTExperiment:
+    """Stage one, AWD-LSTM: everything that a run depends on; the command line sets any field."""
+
+    data: TextData
+    model: ULMFiTConfig
+    penalties: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
+    optimizer: AveragedSGDConfig = dataclasses.field(default_factory=AveragedSGDConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: TrainConfig
+
+    def task(self) -> Task:
+        """Loads the text and joins it with the model, the objective and the optimiser.
+
+        Raises:
+          ValueError: if the text has ids, or rows longer, than the model has room for.
+          OSError: if the text cannot be read.
+        """
+        made = language.task("ulmfit", self, ULMFiT(self.model), ulmfit.empty_cache)
+        return dataclasses.replace(
+            made,
+            learning_rate=lambda step: self.optimizer.learning_rate,
+            after_evaluation=heed,
+        )
+
+    def program(self) -> Program:
+        """What is compiled to train this, which needs no data."""
+
+        def init(key):
+            params = language.init(ULMFiT(self.model), key)
+            return params, {"average": averaging.begin(params, self.optimizer.patience)}
+
+        def after(params, extra):
+            return {"average": averaging.after_step(params, extra["average"])}
+
+        return dataclasses.replace(
+            language_program(self, averaging.sgd()),
+            init=init,
+            after=after,
+            in_use=lambda params, extra: averaging.in_use(params, extra["average"]),
+        )
+
+
+def heed(state: Any, means: Mapping[str, float]) -> TrainState:
+    """Begins to average parameters when evaluations no longer improve."""
+    average = state.extra["average"]
+    told = jax.jit(
+        averaging.after_evaluation, out_shardings=jax.tree.map(lambda x: x.sharding, average)
+    )(state.params, average, jnp.float32(means["loss"]), state.step)
+    return state.replace(extra={"average": told})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneExperiment:
+    """Stage two: a language model learns the text of its task, each layer at a rate of its own."""
+
+    data: TextData
+    model: ULMFiTConfig
+    penalties: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
+    optimizer: LayerwiseConfig
+    start: str | None = None
+    """The run to begin from, of stage one; without it there is nothing to tune."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: TrainConfig
+
+    def task(self) -> Task:
+        """Loads the text and joins it with the model, the objective and the optimiser.
+
+        Raises:
+          ValueError: if `start` is missing, or is no run of such a model with such tokens; if the
+            text has ids, or rows longer, than the model has room for.
+          OSError: if the run or the text cannot be read.
+        """
+        made = language.task("ulmfit", self, ULMFiT(self.model), ulmfit.empty_cache)
+        num_steps = self.train.num_steps
+        return dataclasses.replace(
+            made,
+            learning_rate=lambda step: slanted_triangular(self.optimizer, step, num_steps),
+            first_state=lambda state: started(state, start_of(self)),
+        )
+
+    def program(self) -> Program:
+        """What is compiled to train this, which needs no data."""
+        return language_program(self, by_layer(self.optimizer, self.model))
+
+
+def language_program(
+    experiment: ULMFiTExperiment | TuneExperiment, tx: optax.GradientTransformation
+) -> Program:
+    """What the language models of both stages have in common."""
+    model, data = experiment.model, experiment.data
+    module = ULMFiT(model)
+    return Program(
+        init=lambda key: (language.init(module, key), {}),
+        loss_fn=loss_fn(module, experiment.penalties, train=True),
+        eval_loss_fn=loss_fn(module, experiment.penalties, train=False),
+        tx=tx,
+        batch=sharding.named(packing.shapes(data.batch_size, data.seq_len), ("batch", "length")),
+        # Six for each weight and token that meet (Kaplan et al. 2020, section 2.1): to look words
+        # up in the table costs nothing, to score them by it does.
+        flops_per_token=6 * ulmfit.num_params(model)["total"],
+        max_grad_norm=experiment.optimizer.max_grad_norm,
+    )
+
+
+def loss_fn(module: ULMFiT, penalties: PenaltyConfig = PenaltyConfig(), *, train: bool) -> LossFn:
+    """The next-token objective, in training with penalties; metrics are without."""
+
+    def loss(params, extra, batch, rng):
+        (logits, _), found = module.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["positions"],
+            batch["segment_ids"],
+            train=train,
+            rngs={"dropout": rng},
+            mutable=["intermediates"],
+        )
+        value, metrics = next_token_loss(logits, batch["targets"], batch["mask"])
+        if train:
+            encoder = found["intermediates"]["encoder"]
+            (hidden,), (raw,) = encoder["hidden"], encoder["raw"]
+            value += penalties.activation * activation_penalty(hidden, batch["mask"])
+            value += penalties.slowness * slowness_penalty(raw, batch["segment_ids"], batch["mask"])
+        return value, (extra, metrics)
+
+    return loss
+
+
+def by_layer(
+    optimizer: LayerwiseConfig, model: ULMFiTConfig, *, classifier: bool = False
+) -> optax.GradientTransformation:
+    """Adam with the rates of Howard and Ruder 2018, section 3.2; the groups are the layers.
+
+    The last group of a classifier is its head, the first its table of words. A language model
+    scores words by that table, which is of its last group therefore, with the layer below.
+    """
+    layers = [f"layer_{i}" for i in range(model.num_layers)]
+    order = ["embed", *layers, "head"] if classifier else layers
+
+    def depth(names: Sequence[str]) -> int:
+        part = names[1] if names[0] == "encoder" else "head"
+        return order[::-1].index(part) if part in order else 0
+
+    return layerwise_adam(optimizer, depth, len(order))
+
+
+def start_of(experiment: Any) -> Params:
+    """The parameters of the language model that a run begins from.
+
+    Raises:
+      ValueError: if none is named, or it is another model or has other tokens.
+      OSError: if it cannot be read.
+    """
+    if experiment.start is None:
+        raise ValueError(
+            "wanted --start, the run of a language model: `lineage train ulmfit` makes one"
+        )
+    run = open_run(experiment.start)
+    if run.milestone != "ulmfit" or not same_encoder(run.experiment.model, experiment.model):
+        raise ValueError(
+            f"wanted a run of ulmfit with the sizes of --model as --start, got {experiment.start}"
+        )
+    return run.params
+
+
+def same_encoder(one: ULMFiTConfig, other: ULMFiTConfig) -> bool:
+    """Whether the table and the LSTMs of one fit in the other."""
+    sizes = ("num_layers", "embed_dim", "hidden_dim", "vocab_size")
+    return all(getattr(one, name) == getattr(other, name) for name in sizes)
+
+
+def started(state: Any, params: Params) -> TrainState:
+    """The state with these parameters, and its own where there are none of that name."""
+
+    def place(new: Any, old: Any) -> jax.Array:
+        return jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding)
+
+    shared = {name: params[name] for name in state.params if name in params}
+    placed = jax.tree.map(place, shared, {name: state.params[name] for name in shared})
+    return state.replace(params={**state.params, **placed})
+
+
+def tiny() -> ULMFiTExperiment:
+    """A third of a million parameters on bytes: minutes on a laptop, to see everything work.
+
+    So small a model underfits, and drops less than the paper's.
+    """
+    return ULMFiTExperiment(
+        model=ULMFiTConfig(
+            num_layers=2,
+            embed_dim=96,
+            hidden_dim=192,
+            vocab_size=257,
+            max_len=128,
+            embed_dropout_rate=0.0,
+            input_dropout_rate=0.05,
+            hidden_dropout_rate=0.05,
+            dropout_rate=0.05,
+            weight_dropout_rate=0.1,
+        ),
+        data=TextData(seq_len=128, batch_size=16, heldout_fraction=0.01),
+        penalties=PenaltyConfig(activation=0.0, slowness=0.0),
+        train=TrainConfig(num_steps=1000, eval_every=100),
+    )
+
+
+def awd_lstm(model: ULMFiTConfig, *, batch_size: int, epoch: int, epochs: int) -> ULMFiTExperiment:
+    """Merity et al. 2017, section 5; `epoch` is in steps, and an evaluation follows each."""
+    return ULMFiTExperiment(
+        model=model,
+        data=text(model, batch_size),
+        train=TrainConfig(num_steps=epochs * epoch, eval_every=epoch),
+    )
+
+
+def text(model: ULMFiTConfig, batch_size: int) -> TextData:
+    """Tokens of a BPE as large as the model's vocabulary, until others are given."""
+    return TextData(
+        tokenizer="bpe",
+        vocab_size=model.vocab_size,
+        seq_len=model.max_len,
+        batch_size=batch_size,
+    )
+
+
+def tune() -> TuneExperiment:
+    """Stage two for `tiny`."""
+    small = tiny()
+    return TuneExperiment(
+        model=small.model,
+        data=small.data,
+        penalties=small.penalties,
+        optimizer=LayerwiseConfig(learning_rate=0.004),
+        train=TrainConfig(num_steps=500),
+    )
+
+
+PRESETS: Mapping[str, Callable[[], Any]] = {
+    "tiny": tiny,
+    "tune": tune,
+    # 929,590 and 2,088,628 words of training text, in rows of 70; 750 epochs.
+    "ptb": lambda: awd_lstm(ulmfit.awd_lstm_ptb(), batch_size=40, epoch=332, epochs=750),
+    "wikitext2": lambda: awd_lstm(
+        ulmfit.awd_lstm_wikitext2(), batch_size=80, epoch=373, epochs=750
+    ),
+}
+
+
+def experiment(name: str = "tiny") -> Any:
+    """The preset of that name; the command line then changes any field of it."""
+    return PRESETS[name]()
