@@ -141,7 +141,7 @@ def main() -> None:
         folder = FOLDER / name
         folder.mkdir(exist_ok=True)
         for file, arrays in zip(("model", "inputs", "expected"), make(), strict=True):
-            arrays = {n: np.ascontiguousarray(x) for n, x in arrays.items()}
+            arrays = {n: np.asarray(x, order="C") for n, x in arrays.items()}
             save_file(arrays, folder / f"{file}.safetensors")
 
 
