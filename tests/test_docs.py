@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lineage_jax import cli
+from lineage_jax.cli import milestones, models, scaling, terminal, training
 from lineage_jax.pods import CHIPS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -90,7 +91,7 @@ def test_every_page_has_commands_and_every_command_is_on_a_page():
 )
 def test_a_command_that_is_written_is_read(page, words, monkeypatch, capsys):
     """Up to where the options are known, and no further."""
-    read = cli.options
+    read = terminal.options
 
     class Read(Exception):
         """The options are known."""
@@ -99,7 +100,9 @@ def test_a_command_that_is_written_is_read(page, words, monkeypatch, capsys):
         read(*arguments)
         raise Read
 
-    monkeypatch.setattr(cli, "options", stop)
+    for group in (milestones, models, scaling, training):
+        monkeypatch.setattr(group, "options", stop)
+    monkeypatch.setattr(terminal, "options", stop)  # what `of_a_fit` calls
     if words[0] in ("list", "show"):
         cli.main(words)
     else:
