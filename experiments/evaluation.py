@@ -95,7 +95,8 @@ def on_its_own(run: Saved) -> dict[str, float]:
     state: Any = task.program.initial_state(mesh, 0)
     feed, step = sharding.Feed(task.program.batch, mesh), task.program.eval_step(mesh)
     with sharding.use(mesh):
-        found = evaluate_task(step, state.replace(params=run.params), task, feed)
+        state = state.replace(params=run.params, extra=run.extra)
+        found = evaluate_task(step, state, task, feed)
     assert found is not None
     return with_perplexity(found)
 

@@ -25,12 +25,14 @@ class Saved:
       experiment: its settings.
       step: after how many steps.
       params: of the model; their average, where training made one.
+      extra: what was carried along with them, such as the statistics of batch norm.
     """
 
     milestone: str
     experiment: Any
     step: int
     params: Params
+    extra: Any = dataclasses.field(default_factory=dict)
 
 
 def is_run(folder: epath.PathLike) -> bool:
@@ -79,7 +81,7 @@ def open_run(folder: epath.PathLike) -> Saved:
         raise FileNotFoundError(f"{folder}: no checkpoint was saved yet")
     step, state, _ = restored
     params = experiment.program().in_use(state.params, state.extra)
-    return Saved(name, experiment, step, params)
+    return Saved(name, experiment, step, params, state.extra)
 
 
 def open_model(folder: epath.PathLike) -> Saved | Pretrained:

@@ -6,7 +6,7 @@ lineage train ulmfit --preset classify --start runs/ulmfit-tune         a classi
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from experiments import language
-from experiments.saved import open_run
+from experiments.speaking import text_tokenizer
+from experiments.ulmfit_tuning import ClassifyExperiment, by_layer, start_of, started
 from lineage_jax import sharding
 from lineage_jax.data import packing
+from lineage_jax.data.labelled import LabelledData
 from lineage_jax.data.text import TextData
 from lineage_jax.models import ulmfit
 from lineage_jax.models.ulmfit import ULMFiT, ULMFiTConfig
@@ -25,12 +27,11 @@ from lineage_jax.objectives.language import next_token_loss
 from lineage_jax.sharding import MeshConfig
 from lineage_jax.train import averaging
 from lineage_jax.train.averaging import AveragedSGDConfig
-from lineage_jax.train.layerwise import LayerwiseConfig, layerwise_adam, slanted_triangular
+from lineage_jax.train.layerwise import LayerwiseConfig, slanted_triangular
 from lineage_jax.train.loop import Task, TrainConfig
 from lineage_jax.train.program import Program
 from lineage_jax.train.state import TrainState
 from lineage_jax.train.step import LossFn
-from lineage_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +118,17 @@ class TuneExperiment:
           OSError: if the run or the text cannot be read.
         """
         made = language.task("ulmfit", self, ULMFiT(self.model), ulmfit.empty_cache)
+        folder, run = start_of(self.start, self.model)
+        if text_tokenizer(folder, run).digest != made.provenance["tokenizer_digest"]:
+            raise ValueError(
+                f"the tokens of this text are not those of {folder}; give the tokenizer.json that "
+                "it was trained with as --data.tokenizer"
+            )
         num_steps = self.train.num_steps
         return dataclasses.replace(
             made,
             learning_rate=lambda step: slanted_triangular(self.optimizer, step, num_steps),
-            first_state=lambda state: started(state, start_of(self)),
+            first_state=lambda state: started(state, run.params),
         )
 
     def program(self) -> Program:
@@ -170,60 +177,6 @@ def loss_fn(module: ULMFiT, penalties: PenaltyConfig = PenaltyConfig(), *, train
         return value, (extra, metrics)
 
     return loss
-
-
-def by_layer(
-    optimizer: LayerwiseConfig, model: ULMFiTConfig, *, classifier: bool = False
-) -> optax.GradientTransformation:
-    """Adam with the rates of Howard and Ruder 2018, section 3.2; the groups are the layers.
-
-    The last group of a classifier is its head, the first its table of words. A language model
-    scores words by that table, which is of its last group therefore, with the layer below.
-    """
-    layers = [f"layer_{i}" for i in range(model.num_layers)]
-    order = ["embed", *layers, "head"] if classifier else layers
-
-    def depth(names: Sequence[str]) -> int:
-        part = names[1] if names[0] == "encoder" else "head"
-        return order[::-1].index(part) if part in order else 0
-
-    return layerwise_adam(optimizer, depth, len(order))
-
-
-def start_of(experiment: Any) -> Params:
-    """The parameters of the language model that a run begins from.
-
-    Raises:
-      ValueError: if none is named, or it is another model or has other tokens.
-      OSError: if it cannot be read.
-    """
-    if experiment.start is None:
-        raise ValueError(
-            "wanted --start, the run of a language model: `lineage train ulmfit` makes one"
-        )
-    run = open_run(experiment.start)
-    if run.milestone != "ulmfit" or not same_encoder(run.experiment.model, experiment.model):
-        raise ValueError(
-            f"wanted a run of ulmfit with the sizes of --model as --start, got {experiment.start}"
-        )
-    return run.params
-
-
-def same_encoder(one: ULMFiTConfig, other: ULMFiTConfig) -> bool:
-    """Whether the table and the LSTMs of one fit in the other."""
-    sizes = ("num_layers", "embed_dim", "hidden_dim", "vocab_size")
-    return all(getattr(one, name) == getattr(other, name) for name in sizes)
-
-
-def started(state: Any, params: Params) -> TrainState:
-    """The state with these parameters, and its own where there are none of that name."""
-
-    def place(new: Any, old: Any) -> jax.Array:
-        return jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding)
-
-    shared = {name: params[name] for name in state.params if name in params}
-    placed = jax.tree.map(place, shared, {name: state.params[name] for name in shared})
-    return state.replace(params={**state.params, **placed})
 
 
 def tiny() -> ULMFiTExperiment:
@@ -277,18 +230,39 @@ def tune() -> TuneExperiment:
         data=small.data,
         penalties=small.penalties,
         optimizer=LayerwiseConfig(learning_rate=0.004),
-        train=TrainConfig(num_steps=500),
+        train=TrainConfig(num_steps=300),
     )
+
+
+def classify() -> ClassifyExperiment:
+    """Stage three for `tiny`: functions of Python's, by the package that they come from."""
+    return ClassifyExperiment(
+        model=dataclasses.replace(tiny().model, num_labels=8, dropout_rate=0.2),
+        data=LabelledData(seq_len=128, batch_size=32),
+        optimizer=LayerwiseConfig(unfreeze_every=25),
+        train=TrainConfig(num_steps=300, eval_every=50),
+    )
+
+
+def wikitext103() -> ULMFiTExperiment:
+    """Howard and Ruder 2018, sections 3.1 and 4.1: stage one, on 103 million words.
+
+    The paper prints neither batch nor epochs of this stage: the batch is that of the others, the
+    optimiser AWD-LSTM's, and ten epochs are a choice.
+    """
+    return awd_lstm(ulmfit.ulmfit_2018(), batch_size=64, epoch=103_000_000 // (64 * 70), epochs=10)
 
 
 PRESETS: Mapping[str, Callable[[], Any]] = {
     "tiny": tiny,
     "tune": tune,
+    "classify": classify,
     # 929,590 and 2,088,628 words of training text, in rows of 70; 750 epochs.
     "ptb": lambda: awd_lstm(ulmfit.awd_lstm_ptb(), batch_size=40, epoch=332, epochs=750),
     "wikitext2": lambda: awd_lstm(
         ulmfit.awd_lstm_wikitext2(), batch_size=80, epoch=373, epochs=750
     ),
+    "wikitext103": wikitext103,
 }
 
 

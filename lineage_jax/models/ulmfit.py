@@ -318,13 +318,15 @@ def concat_pooled(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Fl
 
     Args:
       hidden: outputs of the last layer.
-      mask: True for real tokens, of which each row must have one.
+      mask: True for real tokens; a row without any has a pool that means nothing, but is finite.
     """
     hidden, real = hidden.astype(jnp.float32), mask[..., None]
     end = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     last = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+    count = mask.sum(1, keepdims=True)
     largest = jnp.where(real, hidden, -jnp.inf).max(1)
-    mean = jnp.where(real, hidden, 0).sum(1) / mask.sum(1, keepdims=True)
+    largest = jnp.where(count > 0, largest, 0.0)
+    mean = jnp.where(real, hidden, 0.0).sum(1) / jnp.maximum(count, 1)
     return jnp.concatenate([last, largest, mean], axis=-1)
 
 

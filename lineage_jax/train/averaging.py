@@ -79,7 +79,7 @@ def after_step(params: Params, average: Average) -> Average:
     def moved(mean, new):
         return jnp.where(count > 0, mean + (new - mean) * share.astype(mean.dtype), mean)
 
-    return average.replace(mean=jax.tree.map(moved, average.mean, params), count=count)
+    return dataclasses.replace(average, mean=jax.tree.map(moved, average.mean, params), count=count)
 
 
 def after_evaluation(
@@ -96,7 +96,8 @@ def after_evaluation(
       step: how many steps have been taken.
     """
     begins = (average.count == 0) & (loss > average.best)  # inf, where there are n or fewer
-    heard = average.replace(
+    heard = dataclasses.replace(
+        average,
         mean=jax.tree.map(lambda mean, new: jnp.where(begins, new, mean), average.mean, params),
         count=jnp.where(begins, 1, average.count),
         recent=jnp.append(average.recent[1:], loss),

@@ -6,12 +6,13 @@ and 3.3, arXiv 1801.06146.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from lineage_jax.train.optim import scale_by_given_learning_rate
+from lineage_jax.typing import Array, Int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,41 +61,52 @@ def slanted_triangular(config: LayerwiseConfig, step: int, num_steps: int) -> fl
     return config.learning_rate * (1 + share * (config.ratio - 1)) / config.ratio
 
 
+class LayerwiseState(NamedTuple):
+    """How many updates were made, and Adam's moments."""
+
+    step: Int[Array, ""]
+    mean: Any
+    square: Any
+
+
 def layerwise_adam(
-    config: LayerwiseConfig, depth: Callable[[Sequence[str]], int], num_groups: int
+    config: LayerwiseConfig, depth: Callable[[Sequence[str]], int]
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose learning rate is an argument, for each group of layers a share of it.
 
-    A group that does not learn yet has seen no gradient when it begins to: its moments, and their
-    correction for the start, begin there.
+    That of a group is learning_rate / layer_decay^depth (section 3.2). Where a group does not learn
+    yet, its moments stay zero; their correction for that start counts from its first update.
 
     Args:
       config: see there.
-      depth: of a parameter, from the names on the way to it: 0 in the last group of layers, 1 in
-        the one below, and so on.
-      num_groups: of layers.
+      depth: of a parameter's group, from the names on the way to it: 0 for the last group of
+        layers, 1 for the one below, and so on.
     """
 
-    def group(number: int) -> optax.GradientTransformationExtraArgs:
-        adam = optax.chain(
-            optax.scale_by_adam(config.b1, config.b2, config.epsilon),
-            optax.scale(config.layer_decay**-number),
-            scale_by_given_learning_rate(),
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return LayerwiseState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(grads, state, params=None, *, learning_rate, **extra_args):
+        del params, extra_args
+        count = state.step + 1
+
+        def one(path, grad, mean, square):
+            group = depth([part.key for part in path])
+            learnt = count - group * config.unfreeze_every  # updates, with this one
+            grad = jnp.where(learnt > 0, grad, 0)
+            mean = config.b1 * mean + (1 - config.b1) * grad
+            square = config.b2 * square + (1 - config.b2) * jnp.square(grad)
+            times = jnp.maximum(learnt, 1).astype(jnp.float32)
+            step = mean / (1 - config.b1**times)
+            step /= jnp.sqrt(square / (1 - config.b2**times)) + config.epsilon
+            rate = learning_rate * config.layer_decay**-group
+            return (-rate * step).astype(grad.dtype), mean, square
+
+        found = jax.tree_util.tree_map_with_path(one, grads, state.mean, state.square)
+        updates, mean, square = jax.tree.transpose(
+            jax.tree.structure(grads), jax.tree.structure((0, 0, 0)), found
         )
-        first = number * config.unfreeze_every
-        return optax.conditionally_mask(adam, lambda step: step >= first) if first else adam
+        return updates, LayerwiseState(count, mean, square)
 
-    def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: name(depth(names(path))), params)
-
-    return optax.partition({name(number): group(number) for number in range(num_groups)}, labels)
-
-
-def name(number: int) -> str:
-    """Of a group, as the optimiser's state has it."""
-    return f"group_{number}"
-
-
-def names(path: Sequence[Any]) -> list[str]:
-    """Of the modules on the way to a parameter, and its own; boxes add none."""
-    return [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -230,12 +230,20 @@ def check_run_dir(folder: epath.PathLike, experiment: Any, resume: bool) -> None
         )
     old, new = json.loads(recorded.read_text()), config_json(experiment)
     for part in new.keys() - set(MAY_CHANGE):
-        for name, value in new[part].items():
-            if old.get(part, {}).get(name) != value:
+        for name, value in settings(new[part], part).items():
+            was = settings(old.get(part), part).get(name)
+            if was != value:
                 raise ValueError(
-                    f"cannot resume {folder}: {part}.{name} was {old.get(part, {}).get(name)!r}, "
-                    f"now {value!r}; give the settings it began with, or another --run-dir"
+                    f"cannot resume {folder}: {name} was {was!r}, now {value!r}; give the settings "
+                    "it began with, or another --run-dir"
                 )
+
+
+def settings(part: Any, name: str) -> dict[str, Any]:
+    """The settings of a part of a config, by their full names: itself, if it has no parts."""
+    if isinstance(part, dict):
+        return {f"{name}.{inner}": value for inner, value in part.items()}
+    return {name: part}
 
 
 class Run:
