@@ -50,7 +50,11 @@ def recorded(folder: epath.PathLike) -> tuple[str, Any]:
         raise FileNotFoundError(f"{folder}: wanted the directory of a run, found no env.json")
     env, config = (json.loads((place / name).read_text()) for name in ("env.json", "config.json"))
     name = lineage.find(env.get("milestone", "")).name
-    preset = importlib.import_module(f"experiments.{name}").experiment()
+    module = importlib.import_module(f"experiments.{name}")
+    presets = [module.experiment(), *(preset() for preset in module.PRESETS.values())]
+    # A milestone may be pre-trained or fine-tuned: a preset of the same kind has the same parts.
+    alike = (preset for preset in presets if {*vars(preset)} == {*config})
+    preset = next(alike, presets[0])
     try:
         return name, filled(preset, config)
     except (TypeError, KeyError) as error:
