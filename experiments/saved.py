@@ -52,10 +52,13 @@ def recorded(folder: epath.PathLike) -> tuple[str, Any]:
         raise FileNotFoundError(f"{folder}: wanted the directory of a run, found no env.json")
     env, config = (json.loads((place / name).read_text()) for name in ("env.json", "config.json"))
     name = lineage.find(env.get("milestone", "")).name
-    presets = [made() for made in importlib.import_module(f"experiments.{name}").PRESETS.values()]
-    alike = (one for one in presets if {f.name for f in dataclasses.fields(one)} == set(config))
+    module = importlib.import_module(f"experiments.{name}")
+    presets = [module.experiment(), *(preset() for preset in module.PRESETS.values())]
+    # A milestone may be pre-trained or fine-tuned: a preset of the same kind has the same parts.
+    alike = (preset for preset in presets if {*vars(preset)} == {*config})
+    preset = next(alike, presets[0])
     try:
-        return name, filled(next(alike, presets[0]), config)
+        return name, filled(preset, config)
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder}: config.json is not of this version ({error})") from error
 

@@ -111,7 +111,7 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
     opened = open_model(folder)
     config, params = config_and_params(opened)
     if type(config) not in LANGUAGE_MODELS:
-        raise ValueError(f"{folder}: wanted a language model, got {type(config).__name__}")
+        raise no_language_model(folder, opened)
     build, empty_cache = LANGUAGE_MODELS[type(config)]
     module, tokenizer = build(config), text_tokenizer(folder, opened)
     first, texts = first_token(opened, tokenizer), options.prompt or ("",)
@@ -142,6 +142,13 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
     run = jax.jit(functools.partial(generate, decoder, **told))
     for text, ids in zip(texts, np.asarray(run(*given)), strict=True):
         yield f"{text}{tokenizer.decode(translation.until(ids, tokenizer.end_of_text))}\n\n"
+
+
+def no_language_model(folder: str, opened: Saved | Pretrained) -> ValueError:
+    """What is wrong with a model that should say how a text goes on."""
+    config, params = config_and_params(opened)
+    came = "a classifier, which tells labels apart" if "classifier" in params else None
+    return ValueError(f"{folder}: wanted a language model, got {came or type(config).__name__}")
 
 
 def bound(module: nn.Module, params: Params) -> Decoder:

@@ -13,25 +13,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import language
+from experiments import classification, language
+from experiments.saved import open_run
 from experiments.speaking import text_tokenizer
-from experiments.ulmfit_tuning import ClassifyExperiment, by_layer, start_of, started
+from experiments.ulmfit_tuning import (
+    ULMFiTClassification,
+    depth_in_language_model,
+    schedule,
+    sized_as,
+)
 from lineage_jax import sharding
 from lineage_jax.data import packing
 from lineage_jax.data.labelled import LabelledData
 from lineage_jax.data.text import TextData
 from lineage_jax.models import ulmfit
-from lineage_jax.models.ulmfit import ULMFiT, ULMFiTConfig
+from lineage_jax.models.ulmfit import ClassifierConfig, ULMFiT, ULMFiTConfig
 from lineage_jax.objectives.activation import activation_penalty, slowness_penalty
 from lineage_jax.objectives.language import next_token_loss
 from lineage_jax.sharding import MeshConfig
 from lineage_jax.train import averaging
 from lineage_jax.train.averaging import AveragedSGDConfig
-from lineage_jax.train.layerwise import LayerwiseConfig, slanted_triangular
+from lineage_jax.train.layerwise import LayerwiseConfig, layerwise_adam
 from lineage_jax.train.loop import Task, TrainConfig
 from lineage_jax.train.program import Program
 from lineage_jax.train.state import TrainState
 from lineage_jax.train.step import LossFn
+from lineage_jax.typing import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,9 +69,8 @@ class ULMFiTExperiment:
           ValueError: if the text has ids, or rows longer, than the model has room for.
           OSError: if the text cannot be read.
         """
-        made = language.task("ulmfit", self, ULMFiT(self.model), ulmfit.empty_cache)
         return dataclasses.replace(
-            made,
+            language_task(self),
             learning_rate=lambda step: self.optimizer.learning_rate,
             after_evaluation=heed,
         )
@@ -97,15 +103,15 @@ def heed(state: Any, means: Mapping[str, float]) -> TrainState:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TuneExperiment:
+class ULMFiTTuning:
     """Stage two: a language model learns the text of its task, each layer at a rate of its own."""
 
     data: TextData
+    start_from: str | None = None
+    """The run of stage one, whose sizes and weights it begins with; there must be one to train."""
     model: ULMFiTConfig
     penalties: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
     optimizer: LayerwiseConfig
-    start: str | None = None
-    """The run to begin from, of stage one; without it there is nothing to tune."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     train: TrainConfig
 
@@ -113,31 +119,52 @@ class TuneExperiment:
         """Loads the text and joins it with the model, the objective and the optimiser.
 
         Raises:
-          ValueError: if `start` is missing, or is no run of such a model with such tokens; if the
-            text has ids, or rows longer, than the model has room for.
+          ValueError: if `start_from` is missing, or has other tokens; if the text has ids, or rows
+            longer, than the model has room for.
           OSError: if the run or the text cannot be read.
         """
-        made = language.task("ulmfit", self, ULMFiT(self.model), ulmfit.empty_cache)
-        folder, run = start_of(self.start, self.model)
-        if text_tokenizer(folder, run).digest != made.provenance["tokenizer_digest"]:
+        if self.start_from is None:
             raise ValueError(
-                f"the tokens of this text are not those of {folder}; give the tokenizer.json that "
-                "it was trained with as --data.tokenizer"
+                "wanted --start-from, the run of a language model: `lineage train ulmfit` makes one"
             )
-        num_steps = self.train.num_steps
+        made, run = language_task(self), open_run(self.start_from)
+        if text_tokenizer(self.start_from, run).digest != made.provenance["tokenizer_digest"]:
+            raise ValueError(
+                f"the tokens of this text are not those of {self.start_from}; give the "
+                "tokenizer.json that it was trained with as --data.tokenizer"
+            )
         return dataclasses.replace(
             made,
-            learning_rate=lambda step: slanted_triangular(self.optimizer, step, num_steps),
+            learning_rate=schedule(self.optimizer, self.train),
             first_state=lambda state: started(state, run.params),
         )
 
     def program(self) -> Program:
         """What is compiled to train this, which needs no data."""
-        return language_program(self, by_layer(self.optimizer, self.model))
+        tx = layerwise_adam(self.optimizer, depth_in_language_model(self.model))
+        return language_program(self, tx)
+
+    def settled(self) -> "ULMFiTTuning":
+        """The same with the sizes of the model that it begins with.
+
+        Raises:
+          OSError, ValueError: if that is no AWD-LSTM, or cannot be read.
+        """
+        return dataclasses.replace(self, model=sized_as(self.start_from, self.model))
+
+
+def started(state: Any, params: Params) -> TrainState:
+    """The state with the parameters that were learnt before."""
+    return state.replace(params=classification.begun(state.params, params))
+
+
+def language_task(experiment: ULMFiTExperiment | ULMFiTTuning) -> Task:
+    """Loads the text of either stage."""
+    return language.task("ulmfit", experiment, ULMFiT(experiment.model), ulmfit.empty_cache)
 
 
 def language_program(
-    experiment: ULMFiTExperiment | TuneExperiment, tx: optax.GradientTransformation
+    experiment: ULMFiTExperiment | ULMFiTTuning, tx: optax.GradientTransformation
 ) -> Program:
     """What the language models of both stages have in common."""
     model, data = experiment.model, experiment.data
@@ -222,10 +249,10 @@ def text(model: ULMFiTConfig, batch_size: int) -> TextData:
     )
 
 
-def tune() -> TuneExperiment:
+def tune() -> ULMFiTTuning:
     """Stage two for `tiny`."""
     small = tiny()
-    return TuneExperiment(
+    return ULMFiTTuning(
         model=small.model,
         data=small.data,
         penalties=small.penalties,
@@ -234,10 +261,10 @@ def tune() -> TuneExperiment:
     )
 
 
-def classify() -> ClassifyExperiment:
+def classify() -> ULMFiTClassification:
     """Stage three for `tiny`: functions of Python's, by the package that they come from."""
-    return ClassifyExperiment(
-        model=dataclasses.replace(tiny().model, num_labels=8, dropout_rate=0.2),
+    return ULMFiTClassification(
+        model=ClassifierConfig(**vars(tiny().model), num_labels=8),
         data=LabelledData(seq_len=128, batch_size=32),
         optimizer=LayerwiseConfig(unfreeze_every=25),
         train=TrainConfig(num_steps=300, eval_every=50),

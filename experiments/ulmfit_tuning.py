@@ -1,41 +1,41 @@
-"""Stage three of ULMFiT, a classifier on a language model; and how stages two and three begin."""
+"""Stage three of ULMFiT, a classifier on a language model; and the rates of layers of stage two."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 
-from experiments.saved import Saved, open_run
-from experiments.speaking import text_tokenizer
+from experiments import classification
+from experiments.saved import recorded
 from lineage_jax import sharding
-from lineage_jax.data.labelled import LabelledData, LabelledDataset, load_labelled
-from lineage_jax.data.labelled_batches import shapes
+from lineage_jax.data.labelled import LabelledData, read_labels
+from lineage_jax.data.labelled_batches import end_of_text_marks, shapes
 from lineage_jax.models import ulmfit
-from lineage_jax.models.ulmfit import Classifier, ULMFiTConfig
+from lineage_jax.models.ulmfit import Classifier, ClassifierConfig, ULMFiTConfig
 from lineage_jax.objectives.labels import label_loss
 from lineage_jax.sharding import MeshConfig
 from lineage_jax.train.layerwise import LayerwiseConfig, layerwise_adam, slanted_triangular
 from lineage_jax.train.loop import Task, TrainConfig
 from lineage_jax.train.program import Program
-from lineage_jax.train.state import TrainState
 from lineage_jax.train.step import LossFn
 from lineage_jax.typing import Params, PRNGKeyArray
 
 
+Config = TypeVar("Config", bound=ULMFiTConfig)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifyExperiment:
-    """Stage three: a classifier on the language model of a run."""
+class ULMFiTClassification:
+    """Stage three, a classifier: everything that a run depends on."""
 
     data: LabelledData
-    model: ULMFiTConfig
+    start_from: str | None = None
+    """The run of a language model, whose sizes, weights and tokenizer it begins with; without one,
+    all begin anew."""
+    model: ClassifierConfig
     optimizer: LayerwiseConfig
-    start: str | None = None
-    """The run to begin from, of stage two or one; without it, all is learnt from the labels."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     train: TrainConfig
 
@@ -43,42 +43,67 @@ class ClassifyExperiment:
         """Reads the labelled texts and joins them with the model, objective and optimiser.
 
         Raises:
-          ValueError: if `start` is no run of such a model; if the texts have ids or labels, or rows
-            longer, than the model has room for.
-          OSError: if the run or the texts cannot be read.
+          ValueError: if the texts have ids, rows longer, or more labels than the model has room
+            for.
+          OSError: if they, or what is begun with, cannot be read.
         """
-        begun = None if self.start is None else start_of(self.start, self.model)
-        tokenizer = None if begun is None else text_tokenizer(begun[0], begun[1])
-        texts = load_labelled(self.data, tokenizer)
-        check_fit(texts, self.model)
-        return Task(
-            name="ulmfit",
-            program=self.program(),
-            learning_rate=functools.partial(
-                slanted_triangular, self.optimizer, num_steps=self.train.num_steps
-            ),
-            train_batch=texts.train,
-            eval_batches=functools.partial(eval_batches, texts),
-            first_state=begun and (lambda state: started(state, begun[1].params)),
-            data_seed=self.data.seed,
-            provenance=texts.provenance(),
-        )
+        me: Any = self  # its optimiser is another than what `classification` knows
+        made = classification.task("ulmfit", me, end_of_text_marks, encoder_of)
+        return dataclasses.replace(made, learning_rate=schedule(self.optimizer, self.train))
 
     def program(self) -> Program:
-        """What is compiled to train this, which needs no data."""
+        """What is compiled to train this, which needs neither texts nor weights."""
         module, data = Classifier(self.model), self.data
-        of_rows = shapes(data.batch_size, data.seq_len)
-        label = {"label": of_rows.pop("label")}
+        arrays = shapes(data.batch_size, data.seq_len)
+        label = {"label": arrays.pop("label")}
+        rows = sharding.named(arrays, ("batch", "length"))
         return Program(
             init=functools.partial(init, module),
             loss_fn=loss_fn(module, train=True),
             eval_loss_fn=loss_fn(module, train=False),
-            tx=by_layer(self.optimizer, self.model, classifier=True),
-            batch=sharding.named(of_rows, ("batch", "length")) | sharding.named(label, ("batch",)),
+            tx=layerwise_adam(self.optimizer, depth_in_classifier(self.model)),
+            batch={**rows, **sharding.named(label, ("batch",))},
             # As the language model's, without the products with the table; a pool costs little.
             flops_per_token=6 * ulmfit.num_params(self.model)["non_embedding"],
             max_grad_norm=self.optimizer.max_grad_norm,
         )
+
+    def settled(self) -> "ULMFiTClassification":
+        """The same in the sizes of the model that it begins with, with as many labels as there are.
+
+        Raises:
+          OSError, ValueError: if that is no AWD-LSTM, or it or the texts cannot be read.
+        """
+        model = dataclasses.replace(self.model, num_labels=len(read_labels(self.data)))
+        return dataclasses.replace(self, model=sized_as(self.start_from, model))
+
+
+def schedule(optimizer: LayerwiseConfig, train: TrainConfig) -> Callable[[int], float]:
+    """The learning rate of each step."""
+    return lambda step: slanted_triangular(optimizer, step, train.num_steps)
+
+
+def sized_as(folder: str | None, model: Config) -> Config:
+    """The model in the sizes of a run's, if one is named.
+
+    Raises:
+      ValueError: if the run is of another model.
+      OSError: if it cannot be read.
+    """
+    if folder is None:
+        return model
+    theirs = recorded(folder)[1].model
+    if type(theirs) is not ULMFiTConfig:
+        raise ValueError(
+            f"--start-from {folder}: wanted a run of ulmfit, got a {type(theirs).__name__}"
+        )
+    sizes = ("num_layers", "embed_dim", "hidden_dim", "vocab_size")
+    return dataclasses.replace(model, **{name: getattr(theirs, name) for name in sizes})
+
+
+def encoder_of(params: Params) -> Params:
+    """What a classifier has of a language model."""
+    return {"encoder": params["encoder"]}
 
 
 def init(module: Classifier, key: PRNGKeyArray) -> tuple[Params, Any]:
@@ -105,70 +130,32 @@ def loss_fn(module: Classifier, *, train: bool) -> LossFn:
     return loss
 
 
-def eval_batches(texts: LabelledDataset, rows: np.ndarray) -> Iterator[Mapping[str, np.ndarray]]:
-    """One pass over the held-out texts, the given rows of each batch."""
-    for step in range(texts.heldout.num_batches):
-        yield texts.heldout(step, rows)
-
-
-def check_fit(texts: LabelledDataset, config: ULMFiTConfig) -> None:
-    """Refuses ids outside the model's vocabulary, and labels that it has no score for."""
-    for name, found in (
-        ("vocab_size", texts.tokenizer.vocab_size),
-        ("num_labels", len(texts.labels)),
-        ("max_len", texts.train.seq_len),
-    ):
-        if found > getattr(config, name):
-            raise ValueError(
-                f"{texts.name} needs a {name} of {found}, the model's is {getattr(config, name)}; "
-                f"take --model.{name.replace('_', '-')} {found}"
-            )
-
-
-def by_layer(
-    optimizer: LayerwiseConfig, model: ULMFiTConfig, *, classifier: bool = False
-) -> optax.GradientTransformation:
-    """Adam with the rates of Howard and Ruder 2018, section 3.2; the groups are the layers.
-
-    The last group of a classifier is its head, the first its table of words. A language model
-    scores words by that table, which is of its last group therefore, with the layer below.
-    """
-    layers = [f"layer_{i}" for i in range(model.num_layers)]
-    order = ["embed", *layers, "head"] if classifier else layers
+def depth_in_classifier(model: ULMFiTConfig) -> Callable[[Sequence[str]], int]:
+    """How far below the last group of layers a parameter is: the head, the LSTMs, the table."""
 
     def depth(names: Sequence[str]) -> int:
-        part = names[1] if names[0] == "encoder" else "head"
-        return order[::-1].index(part) if part in order else 0
+        if names[0] != "encoder":
+            return 0
+        return below_top(names[1], model) + 1
 
-    return layerwise_adam(optimizer, depth)
+    return depth
 
 
-def start_of(folder: str | None, model: ULMFiTConfig) -> tuple[str, Saved]:
-    """The run of a language model to begin from, and its folder.
+def depth_in_language_model(model: ULMFiTConfig) -> Callable[[Sequence[str]], int]:
+    """The same of a language model, whose table, as it scores words, is in the last group.
 
-    Raises:
-      ValueError: if none is named, or it is another model.
-      OSError: if it cannot be read.
+    The last LSTM is the other part of that group. In the released code, too, the table learns at
+    the rate of the last.
     """
-    if folder is None:
-        raise ValueError(
-            "wanted --start, the run of a language model: `lineage train ulmfit` makes one"
-        )
-    run = open_run(folder)
-    sizes = ("num_layers", "embed_dim", "hidden_dim", "vocab_size")
-    fits = run.milestone == "ulmfit" and "bias" in run.params  # of words: no classifier has it
-    if not fits or any(getattr(run.experiment.model, n) != getattr(model, n) for n in sizes):
-        wanted = ", ".join(f"{name}={getattr(model, name)}" for name in sizes)
-        raise ValueError(f"wanted the run of an ulmfit of {wanted} as --start, got {folder}")
-    return folder, run
+
+    def depth(names: Sequence[str]) -> int:
+        below = below_top(names[1], model) if names[0] == "encoder" else 0
+        return below % model.num_layers
+
+    return depth
 
 
-def started(state: Any, params: Params) -> TrainState:
-    """The state with these parameters, and its own where there are none of that name."""
-
-    def place(new: Any, old: Any) -> jax.Array:  # a copy: the state's buffers will be given away
-        return jax.device_put(jnp.array(new, old.dtype, copy=True), old.sharding)
-
-    shared = {name: params[name] for name in state.params if name in params}
-    placed = jax.tree.map(place, shared, {name: state.params[name] for name in shared})
-    return state.replace(params={**state.params, **placed})
+def below_top(part: str, model: ULMFiTConfig) -> int:
+    """How far a part of the encoder is below the last LSTM; the table is below the first."""
+    order = ["embed", *(f"layer_{i}" for i in range(model.num_layers))]
+    return model.num_layers - order.index(part)

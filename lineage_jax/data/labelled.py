@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -118,31 +119,31 @@ class LabelledDataset:
 
 
 def load_labelled(
-    config: LabelledData, tokenizer: Tokenizer | None = None, marks: Marks | None = None
+    config: LabelledData,
+    tokenizer: Tokenizer | None = None,
+    marks: Callable[[Tokenizer], Marks] = end_of_text_marks,
 ) -> LabelledDataset:
     """Reads, splits, tokenizes and batches what `config` names.
 
     Args:
       config: the settings.
       tokenizer: of a model that was trained before; what the settings name, if not given.
-      marks: ids around the texts; the tokenizer's end of text in all places, if not given.
+      marks: from the tokenizer, ids around the texts.
 
     Raises:
       OSError: a file is missing or cannot be read.
       ValueError: a setting, or what a file holds, is not what was wanted.
     """
-    train, heldout = read_sides(config)
-    labels = train.labels
-    if config.heldout_path is None:
-        labels = tuple(sorted({*train.labels, *heldout.labels}))
+    train, heldout = _read(config)
+    labels = _labels(config, train, heldout)
     tokenizer = tokenizer or _tokenizer(config, train.corpus)
-    marks = marks or end_of_text_marks(tokenizer)
+    ids = marks(tokenizer)
 
     def batches(side: LabelledText, **settings: Any) -> LabelledBatches:
         return LabelledBatches(
             _ids(config, side, tokenizer),
             label_ids(labels, side),
-            marks,
+            ids,
             batch_size=config.batch_size,
             seq_len=config.seq_len,
             **settings,
@@ -158,20 +159,30 @@ def load_labelled(
     )
 
 
-def read_sides(config: LabelledData) -> tuple[LabelledText, LabelledText]:
-    """Examples that may be trained on, and examples that are held out.
+def read_labels(config: LabelledData) -> tuple[str, ...]:
+    """What `load_labelled` gives as the labels, without the work of tokenizing.
 
     Raises:
       OSError, ValueError: as `load_labelled`.
     """
-    columns = (config.text_column, config.second_column, config.label_column)
+    return _labels(config, *_read(config))
+
+
+def _read(config: LabelledData) -> tuple[LabelledText, LabelledText]:
+    """Examples that may be trained on, and examples that are held out."""
     if config.path is None:
         return split_labelled(snippets(), config.heldout_fraction)
-    text, second, label = columns
+    text, second, label = config.text_column, config.second_column, config.label_column
     whole = read_labelled(config.path, text=text, second=second, label=label)
     if config.heldout_path is None:
         return split_labelled(whole, config.heldout_fraction)
     return whole, read_labelled(config.heldout_path, text=text, second=second, label=label)
+
+
+def _labels(config: LabelledData, train: LabelledText, heldout: LabelledText) -> tuple[str, ...]:
+    """All of one file's; of two files', those that can be learnt."""
+    both = train.labels + (heldout.labels if config.heldout_path is None else ())
+    return tuple(sorted(set(both)))
 
 
 def _chosen(config: LabelledData, train: LabelledText) -> LabelledText:

@@ -55,25 +55,16 @@ class ULMFiTConfig:
     """Of the weights from state to state (section 2)."""
     init_scale: float = 0.1
     """The table starts uniform in [-init_scale, init_scale]; an LSTM in 1 / sqrt(units) of zero."""
-    num_labels: int = 2
-    """Of a classifier."""
-    classifier_dim: int = 50
-    """Width between its two linear maps (Howard and Ruder, section 4.1)."""
-    classifier_dropout_rate: float = 0.1
-    """Before the second of them, as in the released code."""
     dtype: Precision = "float32"
     """Of activations; logits, statistics and the cells of the LSTMs are float32."""
     param_dtype: Precision = "float32"
 
     def __post_init__(self):
-        sizes = ("num_layers", "embed_dim", "hidden_dim", "vocab_size", "max_len", "num_labels")
-        for name in (*sizes, "classifier_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("dropout_rate") and not 0 <= value < 1:
-                raise ValueError(f"{field.name} must be in [0, 1), got {value}")
+        for name, value in vars(self).items():
+            if (name.startswith("num_") or name.endswith(("_dim", "_size", "_len"))) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if name.endswith("dropout_rate") and not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
         if self.init_scale <= 0:
             raise ValueError(f"init_scale must be more than 0, got {self.init_scale}")
 
@@ -81,6 +72,17 @@ class ULMFiTConfig:
     def widths(self) -> tuple[int, ...]:
         """Units of each layer."""
         return (self.hidden_dim,) * (self.num_layers - 1) + (self.embed_dim,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(ULMFiTConfig):
+    """What must be chosen to build a classifier."""
+
+    num_labels: int = 2
+    classifier_dim: int = 50
+    """Width between its two linear maps (Howard and Ruder, section 4.1)."""
+    classifier_dropout_rate: float = 0.1
+    """Before the second of them, as in the released code."""
 
 
 def awd_lstm_ptb() -> ULMFiTConfig:
@@ -255,7 +257,7 @@ class Classifier(nn.Module):
     Batch norm counts in "batch_stats", which training has to carry along.
     """
 
-    config: ULMFiTConfig
+    config: ClassifierConfig
 
     @nn.compact
     def __call__(

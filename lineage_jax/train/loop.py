@@ -228,22 +228,25 @@ def check_run_dir(folder: epath.PathLike, experiment: Any, resume: bool) -> None
             f"{folder} holds a run already; add --resume to go on with it, or choose another "
             "--run-dir"
         )
-    old, new = json.loads(recorded.read_text()), config_json(experiment)
-    for part in new.keys() - set(MAY_CHANGE):
-        for name, value in settings(new[part], part).items():
-            was = settings(old.get(part), part).get(name)
-            if was != value:
-                raise ValueError(
-                    f"cannot resume {folder}: {name} was {was!r}, now {value!r}; give the settings "
-                    "it began with, or another --run-dir"
-                )
+    old, new = (
+        settings(one) for one in (json.loads(recorded.read_text()), config_json(experiment))
+    )
+    for name, value in new.items():
+        if old.get(name) != value:
+            raise ValueError(
+                f"cannot resume {folder}: {name} was {old.get(name)!r}, now {value!r}; give the "
+                "settings it began with, or another --run-dir"
+            )
 
 
-def settings(part: Any, name: str) -> dict[str, Any]:
-    """The settings of a part of a config, by their full names: itself, if it has no parts."""
-    if isinstance(part, dict):
-        return {f"{name}.{inner}": value for inner, value in part.items()}
-    return {name: part}
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run may not change, with a dot between a part and its setting."""
+    found: dict[str, Any] = {}
+    for part in config.keys() - set(MAY_CHANGE):
+        value = config[part]
+        one = {f"{part}.{name}": x for name, x in value.items()} if isinstance(value, dict) else {}
+        found |= one or {part: value}
+    return found
 
 
 class Run:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lineage_jax.data import LabelledData, Marks, load_labelled, train_bpe
+from lineage_jax.data.labelled import read_labels
 from lineage_jax.data.snippets import MIN_LENGTH, PACKAGES, functions, snippets
 
 SMALL = {"batch_size": 4, "seq_len": 40}
@@ -62,7 +63,12 @@ def test_two_texts_are_two_parts_of_a_row(files):
 
 
 def test_a_model_that_was_trained_before_brings_its_tokenizer_and_its_marks(files, tmp_path):
-    theirs, marks = train_bpe(["text number 0"], 270), Marks(start=300, between=301, end=302)
+    theirs = train_bpe(["text number 0"], 270)
+
+    def marks(tokenizer):
+        assert tokenizer is theirs
+        return Marks(start=300, between=301, end=302)
+
     data = load_labelled(LabelledData(**files, **SMALL), theirs, marks)
     assert data.tokenizer is theirs
     batch = data.train(0)
@@ -95,6 +101,7 @@ def test_a_held_out_file_is_evaluated_on_and_may_hold_no_new_label(files, tmp_pa
     (tmp_path / "h.jsonl").write_text("\n".join(lines))
     heldout = {"heldout_path": str(tmp_path / "h.jsonl")}
     data = load_labelled(LabelledData(**files, **heldout, **SMALL))
+    assert read_labels(LabelledData(**files, **heldout)) == data.labels
     assert data.train.num_rows == 60 and whole_pass(data) == [("x", "kind 1"), ("y", "kind 0")]
     (tmp_path / "h.jsonl").write_text(lines[0] + '\n{"text": "y", "label": 7}')
     with pytest.raises(ValueError, match=r"h\.jsonl:2: wanted one of the labels .* came '7'"):

@@ -11,7 +11,13 @@ from jax.sharding import PartitionSpec as P
 
 from lineage_jax import sharding
 from lineage_jax.models import ulmfit
-from lineage_jax.models.ulmfit import Classifier, ULMFiT, ULMFiTConfig, concat_pooled, empty_cache
+from lineage_jax.models.ulmfit import (
+    Classifier,
+    ClassifierConfig,
+    ULMFiT,
+    concat_pooled,
+    empty_cache,
+)
 from tests.models.translation import assert_gradients
 from tests.nn.closeness import assert_same
 
@@ -23,7 +29,7 @@ STILL = dict(
     weight_dropout_rate=0.0,
     classifier_dropout_rate=0.0,
 )
-TINY = ULMFiTConfig(
+TINY = ClassifierConfig(
     num_layers=2, embed_dim=6, hidden_dim=8, vocab_size=23, max_len=16, num_labels=3,
     classifier_dim=4,
 )  # fmt: skip

@@ -14,13 +14,13 @@ from flax import linen as nn
 from safetensors.numpy import load_file
 
 from experiments.ulmfit import PenaltyConfig, loss_fn
-from lineage_jax.models.ulmfit import Classifier, ULMFiT, ULMFiTConfig, concat_pooled
+from lineage_jax.models.ulmfit import Classifier, ClassifierConfig, ULMFiT, concat_pooled
 from tests.golden import make_awd_lstm
 from tests.golden.make_awd_lstm import FOLDER, VOCAB
 from tests.models.parity import assert_close
 from tests.models.test_recurrent_parity import gates_apart, lengths_to_mask, lstm_params
 
-CONFIG = ULMFiTConfig(
+CONFIG = ClassifierConfig(
     num_layers=3,
     embed_dim=5,
     hidden_dim=7,

@@ -1,0 +1,135 @@
+"""Merity et al. 2017: of all that AWD-LSTM adds to an LSTM, dropped weights matter most."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from experiments import language
+from experiments.study import Claim, Study, find
+from experiments.ulmfit import PenaltyConfig, loss_fn
+from lineage_jax.data.packing import Batches
+from lineage_jax.data.sources import Corpus, split_documents
+from lineage_jax.data.standard_library import python_text
+from lineage_jax.data.tokens import tokenize
+from lineage_jax.data.train_tokenizers import train_cached
+from lineage_jax.models.ulmfit import ULMFiT, ULMFiTConfig
+from lineage_jax.train import averaging
+from lineage_jax.train.averaging import AveragedSGDConfig
+from lineage_jax.train.metrics import config_json
+from lineage_jax.train.state import TrainState
+from lineage_jax.train.step import make_train_step, many_steps
+
+RATES = tuple(f for f in ULMFiTConfig.__dataclass_fields__ if f.endswith("dropout_rate"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopicsData:
+    """The topics of Python's `help()`, in tokens of a byte-pair encoding of them."""
+
+    vocab_size: int = 2048
+    seq_len: int = 35
+    batch_size: int = 40
+    heldout_fraction: float = 0.2
+    """Of the topics."""
+    num_topics: int | None = None
+    """Of those that are trained on, the first in the order of their names; all, if not given."""
+
+
+@functools.cache
+def topics(data: TopicsData) -> tuple[Any, Batches]:
+    """From a seed, the batches to train on; and one pass over what is held out."""
+    whole = python_text()
+    prose = Corpus("topics", tuple(d for d in whole.documents if d.name.startswith("topics/")))
+    train, heldout = split_documents(prose, data.heldout_fraction)
+    train = Corpus("topics", train.documents[: data.num_topics])
+    tokenizer = train_cached("bpe", [train], data.vocab_size, "~/.cache/lineage_jax")
+    sides = [tokenize(side.documents, tokenizer) for side in (train, heldout)]
+    sizes: Any = dict(batch_size=data.batch_size, seq_len=data.seq_len)
+    shuffled = functools.partial(Batches, sides[0], **sizes)
+    return shuffled, Batches(sides[1], shuffle=False, **sizes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageArm:
+    """An LSTM language model, trained by SGD; "loss" is its lowest of all evaluations."""
+
+    name: str
+    model: ULMFiTConfig
+    penalties: PenaltyConfig
+    averages: bool
+    """Whether parameters are averaged once evaluations no longer improve (NT-ASGD)."""
+    data: TopicsData
+    eval_every: int
+    """Updates."""
+
+    def setting(self) -> Mapping[str, Any]:
+        """All that its numbers depend on but seed, rate and updates."""
+        return config_json(self)
+
+    def run(self, *, seed: int, learning_rate: float, updates: int) -> Mapping[str, float]:
+        """Trains from `seed`, and evaluates as it goes along."""
+        train, heldout = topics(self.data)
+        batches = train(seed=seed)
+        start, steps = programs(self.model, self.penalties)
+        evaluate = heldout_program(still(self.model))
+        state, losses, every = start(jnp.int32(seed)), [], min(self.eval_every, updates)
+        passes = [heldout(step) for step in range(heldout.num_batches)]
+        for first in range(0, updates - every + 1, every):
+            rates = np.full(every, learning_rate, np.float32)
+            state, _ = steps(state, batches.stack(first, every), rates)
+            sums = np.sum([evaluate(state, batch) for batch in passes], axis=0, dtype=np.float64)
+            losses.append(float(sums[0] / sums[1]))
+            if self.averages:
+                state = heed(state, losses[-1])
+        return {"loss": min(losses), "perplexity": math.exp(min(losses)), "last": losses[-1]}
+
+
+@functools.cache
+def programs(model: ULMFiTConfig, penalties: PenaltyConfig) -> tuple[Any, Any]:
+    """Compiled: the state before the first update, from a seed; and some updates of it."""
+    module, optimizer = ULMFiT(model), AveragedSGDConfig()
+    step = make_train_step(
+        loss_fn(module, penalties, train=True),
+        averaging.sgd(),
+        max_grad_norm=optimizer.max_grad_norm,
+        after=lambda params, extra: averaging.after_step(params, extra),
+    )
+
+    def start(seed):
+        params = nn.meta.unbox(language.init(module, jax.random.key(seed)))
+        average = averaging.begin(params, optimizer.patience)
+        return TrainState.create(params, averaging.sgd(), extra=average).replace(seed=seed)
+
+    return jax.jit(start), jax.jit(many_steps(step), donate_argnums=0)
+
+
+@functools.cache
+def heldout_program(model: ULMFiTConfig) -> Any:
+    """Of a batch, the sum and the count of the losses of its tokens."""
+    objective = loss_fn(ULMFiT(model), train=False)
+
+    @jax.jit
+    def evaluate(state, batch):
+        params = averaging.in_use(state.params, state.extra)
+        return jnp.stack(objective(params, {}, batch, jax.random.key(0))[1][1]["loss"])
+
+    return evaluate
+
+
+@jax.jit
+def heed(state: Any, loss: Any) -> TrainState:
+    """Begins to average where algorithm 1 does."""
+    average = averaging.after_evaluation(state.params, state.extra, jnp.float32(loss), state.step)
+    return state.replace(extra=average)
+
+
+def still(model: Any, *rates: str) -> ULMFiTConfig:
+    """The model without those rates of dropout; without any, if none is named."""
+    return dataclasses.replace(model, **dict.fromkeys(rates or RATES, 0.0))
