@@ -22,7 +22,6 @@ from lineage_jax.train.program import Program
 from lineage_jax.train.step import LossFn
 from lineage_jax.typing import Params, PRNGKeyArray
 
-
 Config = TypeVar("Config", bound=ULMFiTConfig)
 
 
