@@ -122,6 +122,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "averaging begins where algorithm 1 begins it, and a resumed run goes on bit for bit",
             "sharded over 8 devices on five meshes = one device",
         ),
+        claims=("weight_drop", "label_efficiency"),
     ),
     Milestone(
         name="gpt",
