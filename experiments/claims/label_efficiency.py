@@ -146,16 +146,6 @@ class LabelsArm:
     num_train: int
     optimizer: LayerwiseConfig
 
-    @property
-    def experiment(self) -> ULMFiTClassification:
-        """Stage three, of the sizes of the language model."""
-        return ULMFiTClassification(
-            data=self.reading.data,
-            model=ClassifierConfig(**vars(self.reading.model), num_labels=8),
-            optimizer=self.optimizer,
-            train=TrainConfig(),
-        )
-
     def setting(self) -> Mapping[str, Any]:
         """All that its numbers depend on but seed, rate and updates."""
         return config_json(self)
@@ -164,21 +154,22 @@ class LabelsArm:
         """Trains from `seed`, which also draws the texts that are trained on."""
         data = dataclasses.replace(self.reading.data, num_train=self.num_train, seed=seed)
         texts = load_labelled(data, self.reading.tokenizer())
-        unfreeze = updates // 10 if self.optimizer.unfreeze_every else 0
-        optimizer = dataclasses.replace(
-            self.optimizer, learning_rate=learning_rate, unfreeze_every=unfreeze
+        optimizer = self.optimizer
+        if optimizer.unfreeze_every:  # an epoch in the paper, which of 100 texts is three updates
+            optimizer = dataclasses.replace(optimizer, unfreeze_every=updates // 10)
+        programs, evaluate = of_labels(
+            ULMFiTClassification(
+                data=self.reading.data,
+                model=ClassifierConfig(**vars(self.reading.model), num_labels=8),
+                optimizer=optimizer,
+                train=TrainConfig(),
+            )
         )
-        experiment = dataclasses.replace(self.experiment, optimizer=optimizer)
-        program = program_of(dataclasses.replace(experiment, optimizer=fixed(optimizer)))
         begin = read(self.reading) if self.pretrained else None
-        state = trained(program[0], texts.train.stack, optimizer, updates, seed, begin, program[1])
-        loss, accuracy = evaluated(program[2], state, texts)
+        optimizer = dataclasses.replace(optimizer, learning_rate=learning_rate)
+        state = trained(programs, texts.train.stack, optimizer, updates, seed, begin)
+        loss, accuracy = evaluated(evaluate, state, texts)
         return {"loss": loss, "accuracy": accuracy}
-
-
-def fixed(optimizer: LayerwiseConfig) -> LayerwiseConfig:
-    """What a program depends on: any rate is given to it."""
-    return dataclasses.replace(optimizer, learning_rate=LayerwiseConfig().learning_rate)
 
 
 @functools.cache
