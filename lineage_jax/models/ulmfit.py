@@ -131,10 +131,8 @@ class Block(nn.Module):
         """Its outputs, and its state after the last token.
 
         Args:
-          x: one vector per token.
-          state: before the first token.
+          x, state, mask: as for an `LSTM`.
           opens: True for the first token of a document, which knows of no state before.
-          mask: True for real tokens; the others leave the state as it was.
           train: whether weights are dropped.
         """
         c, scale = self.config, 1 / math.sqrt(self.units)
@@ -202,6 +200,7 @@ class Encoder(nn.Module):
         if train:
             kept = self.drop_words(jnp.ones(c.vocab_size, x.dtype), deterministic=False)
             x *= kept[tokens][..., None]
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
         x, after = self.drop_input(x, deterministic=still), []
         for layer, (block, state) in enumerate(zip(self.layers, before, strict=True)):
             if layer:
@@ -232,9 +231,8 @@ class ULMFiT(nn.Module):
         """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
 
         Args:
-          tokens: ids in [0, vocab_size).
+          tokens, segment_ids: as for the encoder.
           positions: of each token in its document; a recurrence does without them.
-          segment_ids: which document of its row a token belongs to; one document if not given.
           cache: the states that the tokens go on from (`empty_cache`); zeros if not given.
           train: whether dropout acts; it then needs an rng named "dropout".
           mask: True for real tokens; the cache stays as it was at the others.
@@ -269,8 +267,7 @@ class Classifier(nn.Module):
         """Maps token ids in [0, V) to float32 logits, one for each of N labels.
 
         Args:
-          tokens: ids in [0, vocab_size).
-          mask: True for real tokens; all if not given.
+          tokens, mask: as for the encoder.
           train: whether dropout acts, which then needs an rng named "dropout"; and whether a norm
             is of this batch, or of what it has counted.
         """
@@ -278,21 +275,22 @@ class Classifier(nn.Module):
         hidden, _ = Encoder(c, name="encoder")(tokens, mask=mask, train=train)
         real = jnp.ones(tokens.shape, bool) if mask is None else mask
         x = concat_pooled(hidden, real)
-        x = LinearBlock(c, c.dropout_rate, c.classifier_dim, "mlp", name="block_0")(x, train)
-        block = LinearBlock(c, c.classifier_dropout_rate, c.num_labels, "vocab", name="block_1")
-        return block(nn.relu(x), train)
+        axes = ("embed", "embed_vector", "vocab")  # labels are what it knows, as words are
+        for number, (rate, width) in enumerate(
+            ((c.dropout_rate, c.classifier_dim), (c.classifier_dropout_rate, c.num_labels))
+        ):
+            block = LinearBlock(c, rate, width, axes[number : number + 2], name=f"block_{number}")
+            x = block(nn.relu(x) if number else x, train)
+        return x
 
 
 class LinearBlock(nn.Module):
-    """Batch norm, dropout and a linear map to float32: what a classifier has two of.
-
-    Labels are what it knows, as words are, and their axis is called as theirs is.
-    """
+    """Batch norm, dropout and a linear map to float32: what a classifier has two of."""
 
     config: ULMFiTConfig
     rate: float
     width: int
-    axis: str
+    axes: tuple[str, str]
 
     @nn.compact
     def __call__(self, x: Float[Array, "B M"], train: bool) -> Float[Array, "B N"]:
@@ -308,10 +306,10 @@ class LinearBlock(nn.Module):
             bias_init=named(nn.initializers.zeros),
             name="norm",
         )
-        width, axes = x.shape[-1], ("embed", self.axis)
+        width = x.shape[-1]
         std = 1 / math.sqrt(3 * width)  # of torch's uniform start
         types: dict[str, Any] = dict(param_dtype=self.config.param_dtype)
-        linear = Linear((width,), (self.width,), axes, std, name="linear", **types)
+        linear = Linear((width,), (self.width,), self.axes, std, name="linear", **types)
         return linear(nn.Dropout(self.rate)(norm(x), deterministic=not train))
 
 

@@ -267,7 +267,7 @@ def test_batch_norm_counts_in_training_and_uses_what_it_counted_afterwards():
 
 @pytest.mark.parametrize("build", [ULMFiT, Classifier])
 def test_sharded_over_eight_devices_is_one_device(build):
-    module = build(dataclasses.replace(TINY, classifier_dim=8))
+    module = build(dataclasses.replace(TINY, classifier_dim=5))  # 50 does not divide, either
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
     boxed = jax.eval_shape(module.init, jax.random.key(0), TOKENS)
     params = random_params(module)
