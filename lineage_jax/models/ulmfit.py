@@ -105,9 +105,8 @@ def ulmfit_2018() -> ULMFiTConfig:
 
 def awd_lstm(*, vocab_size: int) -> ULMFiTConfig:
     """Merity et al. 2017, section 5: rows of 70 tokens, which there is a mean."""
-    return ULMFiTConfig(
-        num_layers=3, embed_dim=400, hidden_dim=1150, vocab_size=vocab_size, max_len=70
-    )
+    sizes: Any = dict(num_layers=3, embed_dim=400, hidden_dim=1150, max_len=70)
+    return ULMFiTConfig(vocab_size=vocab_size, **sizes)
 
 
 class Block(nn.Module):
@@ -275,12 +274,15 @@ class Classifier(nn.Module):
         hidden, _ = Encoder(c, name="encoder")(tokens, mask=mask, train=train)
         real = jnp.ones(tokens.shape, bool) if mask is None else mask
         x = concat_pooled(hidden, real)
-        axes = ("embed", "embed_vector", "vocab")  # labels are what it knows, as words are
-        for number, (rate, width) in enumerate(
-            ((c.dropout_rate, c.classifier_dim), (c.classifier_dropout_rate, c.num_labels))
+        # Labels are what it knows, as words are: their axis is called as that of words.
+        for number, (rate, width, axes) in enumerate(
+            (
+                (c.dropout_rate, c.classifier_dim, ("embed", "embed_vector")),
+                (c.classifier_dropout_rate, c.num_labels, ("embed_vector", "vocab")),
+            )
         ):
-            block = LinearBlock(c, rate, width, axes[number : number + 2], name=f"block_{number}")
-            x = block(nn.relu(x) if number else x, train)
+            x = nn.relu(x) if number else x
+            x = LinearBlock(c, rate, width, axes, name=f"block_{number}")(x, train)
         return x
 
 
@@ -332,13 +334,9 @@ def concat_pooled(hidden: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Fl
 
 def empty_cache(config: ULMFiTConfig, batch_size: int, length: int | None = None) -> Cache:
     """States of zeros for `batch_size` rows; a recurrence needs no room for their `length`."""
-    return tuple(
-        LSTMState(
-            jnp.zeros((batch_size, units), config.dtype),
-            jnp.zeros((batch_size, units), jnp.float32),
-        )
-        for units in config.widths
-    )
+    types = (config.dtype, jnp.float32)
+    shapes = [(batch_size, units) for units in config.widths]
+    return tuple(LSTMState(*(jnp.zeros(shape, dtype) for dtype in types)) for shape in shapes)
 
 
 def num_params(config: ULMFiTConfig) -> dict[str, int]:
