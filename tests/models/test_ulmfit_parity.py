@@ -83,6 +83,7 @@ def encoder_params(tensors):
     return {"embed": {"table": tensors["embed.weight"]}, **layers}
 
 
+@pytest.mark.parity("ulmfit", "`torch.nn` LSTM, masks given")
 @sources
 def test_the_language_model_is_that_of_torch_in_logits_loss_and_every_gradient(load):
     tensors, inputs, expected = load("torch_awd_lstm")
@@ -111,7 +112,7 @@ def test_the_language_model_is_that_of_torch_in_logits_loss_and_every_gradient(l
     assert_close(loss, expected["loss"], 1e-4, "loss")
     assert {f"grad.{n}" for n in gradients} == {n for n in expected if n.startswith("grad.")}
     for name, gradient in gradients.items():
-        assert_close(gradient, expected[f"grad.{name}"], 1e-4, name)
+        assert_close(gradient, expected[f"grad.{name}"], 1e-4, name, "gradients")
 
     masks, _ = with_masks(inputs)
 
@@ -127,6 +128,7 @@ def test_the_language_model_is_that_of_torch_in_logits_loss_and_every_gradient(l
     assert_close(logits, expected["logits"], 1e-4, "logits")
 
 
+@pytest.mark.parity("ulmfit", "`torch.nn` LSTM, BatchNorm1d, masks given")
 @sources
 def test_the_classifier_is_that_of_torch_in_logits_statistics_and_every_gradient(load):
     tensors, inputs, expected = load("torch_ulmfit")
@@ -185,7 +187,7 @@ def test_the_classifier_is_that_of_torch_in_logits_statistics_and_every_gradient
         if np.abs(expected[f"grad.{name}"]).max() < 1e-5 * largest:
             assert np.abs(gradient).max() < 1e-5 * largest, name
         else:
-            assert_close(gradient, expected[f"grad.{name}"], 1e-4, name)
+            assert_close(gradient, expected[f"grad.{name}"], 1e-4, name, "gradients")
 
 
 def test_a_pool_is_the_last_the_largest_and_the_mean_of_the_real_tokens():
