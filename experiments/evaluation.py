@@ -53,8 +53,8 @@ def evaluate(
     """Numbers by name, of a run or of a Hugging Face folder.
 
     Of a language model: loss (nats a token), perplexity, accuracy and, where the text is known,
-    bits per byte. Of a translator, BLEU and chrF by sacrebleu. Of a run on its own held-out data,
-    all that its evaluations hold, besides.
+    bits per byte. Of a classifier: loss (nats a text) and accuracy. Of a translator, BLEU and chrF
+    by sacrebleu. Of a run on its own held-out data, all that its evaluations hold, besides.
 
     Args:
       folder: which.
@@ -69,7 +69,7 @@ def evaluate(
     translates = type(config) in speaking.TRANSLATORS
     if options.path is not None:
         if type(config) not in speaking.LANGUAGE_MODELS:
-            raise ValueError(f"{folder}: wanted a language model, got {type(config).__name__}")
+            raise speaking.no_language_model(folder, opened)
         return on_text(folder, opened, options)
     if options.source_path is not None and options.target_path is not None:
         if not translates:
@@ -95,9 +95,10 @@ def on_its_own(run: Saved) -> dict[str, float]:
     state: Any = task.program.initial_state(mesh, 0)
     feed, step = sharding.Feed(task.program.batch, mesh), task.program.eval_step(mesh)
     with sharding.use(mesh):
-        found = evaluate_task(step, state.replace(params=run.params), task, feed)
+        state = state.replace(params=run.params, extra=run.extra)
+        found = evaluate_task(step, state, task, feed)
     assert found is not None
-    return with_perplexity(found)
+    return found if "classifier" in run.params else with_perplexity(found)
 
 
 def on_text(folder: str, opened: Saved | Pretrained, options: EvaluateOptions) -> dict[str, float]:

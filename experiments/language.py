@@ -34,7 +34,7 @@ class Experiment(Protocol):
     @property
     def model(self) -> Any: ...
     @property
-    def optimizer(self) -> OptimizerConfig: ...
+    def optimizer(self) -> Any: ...
     @property
     def train(self) -> TrainConfig: ...
     def program(self) -> Program: ...
@@ -160,8 +160,8 @@ def sampler(
     def continued(params, rng):
         lengths = jnp.full(rows.shape[0], start)
 
-        def decoder(tokens, positions, cache):
-            return module.apply({"params": params}, tokens, positions, cache=cache)
+        def decoder(tokens, positions, cache, mask=None):
+            return module.apply({"params": params}, tokens, positions, cache=cache, mask=mask)
 
         cache = empty_cache(rows.shape[0], length)
         return generate(decoder, cache, jnp.asarray(rows), lengths, length - start, rng)

@@ -24,13 +24,15 @@ class Saved:
       milestone: what it trained.
       experiment: its settings.
       step: after how many steps.
-      params: of the model.
+      params: of the model; their average, where training made one.
+      extra: what was carried along with them, such as the statistics of batch norm.
     """
 
     milestone: str
     experiment: Any
     step: int
     params: Params
+    extra: Any = dataclasses.field(default_factory=dict)
 
 
 def is_run(folder: epath.PathLike) -> bool:
@@ -50,7 +52,11 @@ def recorded(folder: epath.PathLike) -> tuple[str, Any]:
         raise FileNotFoundError(f"{folder}: wanted the directory of a run, found no env.json")
     env, config = (json.loads((place / name).read_text()) for name in ("env.json", "config.json"))
     name = lineage.find(env.get("milestone", "")).name
-    preset = importlib.import_module(f"experiments.{name}").experiment()
+    module = importlib.import_module(f"experiments.{name}")
+    presets = [module.experiment(), *(preset() for preset in module.PRESETS.values())]
+    # A milestone may be pre-trained or fine-tuned: a preset of the same kind has the same parts.
+    alike = (preset for preset in presets if {*vars(preset)} == {*config})
+    preset = next(alike, presets[0])
     try:
         return name, filled(preset, config)
     except (TypeError, KeyError) as error:
@@ -77,7 +83,8 @@ def open_run(folder: epath.PathLike) -> Saved:
     if restored is None:
         raise FileNotFoundError(f"{folder}: no checkpoint was saved yet")
     step, state, _ = restored
-    return Saved(name, experiment, step, state.params)
+    params = experiment.program().in_use(state.params, state.extra)
+    return Saved(name, experiment, step, params, state.extra)
 
 
 def open_model(folder: epath.PathLike) -> Saved | Pretrained:

@@ -31,6 +31,7 @@ from lineage_jax.models import (
     seq2seq,
     t5,
     transformer,
+    ulmfit,
 )
 from lineage_jax.pretrained import Pretrained
 from lineage_jax.pretrained.weights import ARCHITECTURES
@@ -42,6 +43,7 @@ from lineage_jax.typing import Params
 LANGUAGE_MODELS: dict[type, tuple[Callable[[Any], nn.Module], Callable[..., Any]]] = {
     gpt.GPTConfig: (gpt.GPT, gpt.empty_cache),
     llama.LlamaConfig: (llama.Llama, llama.empty_cache),
+    ulmfit.ULMFiTConfig: (ulmfit.ULMFiT, ulmfit.empty_cache),
 }
 """Config -> the module, and an empty cache of rows and positions."""
 
@@ -110,7 +112,7 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
     opened = open_model(folder)
     config, params = config_and_params(opened)
     if type(config) not in LANGUAGE_MODELS:
-        raise ValueError(f"{folder}: wanted a language model, got {type(config).__name__}")
+        raise no_language_model(folder, opened)
     build, empty_cache = LANGUAGE_MODELS[type(config)]
     module, tokenizer = build(config), text_tokenizer(folder, opened)
     first, texts = first_token(opened, tokenizer), options.prompt or ("",)
@@ -143,11 +145,18 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
         yield f"{text}{tokenizer.decode(translation.until(ids, tokenizer.end_of_text))}\n\n"
 
 
+def no_language_model(folder: str, opened: Saved | Pretrained) -> ValueError:
+    """What is wrong with a model that should say how a text goes on."""
+    config, params = config_and_params(opened)
+    came = "a classifier, which tells labels apart" if "classifier" in params else None
+    return ValueError(f"{folder}: wanted a language model, got {came or type(config).__name__}")
+
+
 def bound(module: nn.Module, params: Params) -> Decoder:
     """A language model with its parameters."""
 
-    def decoder(tokens, positions, cache):
-        return module.apply({"params": params}, tokens, positions, cache=cache)
+    def decoder(tokens, positions, cache, mask=None):
+        return module.apply({"params": params}, tokens, positions, cache=cache, mask=mask)
 
     return decoder
 
@@ -247,8 +256,8 @@ def translate_lines(
             ids, real = jnp.zeros((rows, source_len), jnp.int32), jnp.ones((rows, source_len), bool)
             return module.apply(variables, ids, real, length, method="start")
 
-        def decoder(tokens, positions, cache):
-            return module.apply(variables, tokens, positions, cache, method="decode")
+        def decoder(tokens, positions, cache, mask=None):
+            return module.apply(variables, tokens, positions, cache, mask, method="decode")
 
         cache = module.apply(variables, source, mask, length, method="start")
         starts = jnp.full(source.shape[0], start, jnp.int32)

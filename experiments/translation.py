@@ -159,7 +159,8 @@ def translate(
     variables = {"params": params}
     cache = module.apply(variables, source, source_mask, length, method="start")
 
-    def decoder(tokens, positions, cache):
+    def decoder(tokens, positions, cache, mask=None):
+        del mask  # a start symbol has no padding beside it
         return module.apply(variables, tokens, positions, cache, method="decode")
 
     prompt, lengths = jnp.full((rows, 1), start), jnp.ones(rows, jnp.int32)

@@ -112,6 +112,23 @@ LINEAGE: tuple[Milestone, ...] = (
         notebook="colab/01_bottleneck_and_attention.py",
     ),
     Milestone(
+        name="ulmfit",
+        title="AWD-LSTM, ULMFiT",
+        year=2018,
+        paper="Merity et al. 2017; Howard and Ruder 2018",
+        url="https://arxiv.org/abs/1801.06146",
+        parents=("seq2seq",),
+        module="lineage_jax.models.ulmfit",
+        new="an LSTM that drops weights; a language model first, then tuned into a classifier",
+        proved=(
+            "outputs and gradients equal `torch.nn.LSTM`s, their dropped weights given",
+            "one mask a step for weights, one a row for activations; dropped words are nowhere",
+            "averaging begins where algorithm 1 begins it, and a resumed run goes on bit for bit",
+            "sharded over 8 devices on five meshes = one device",
+        ),
+        claims=("weight_drop", "label_efficiency"),
+    ),
+    Milestone(
         name="gpt",
         title="GPT-1, GPT-2, GPT-3",
         year=2018,

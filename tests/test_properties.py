@@ -16,6 +16,7 @@ import pytest
 from flax import linen as nn
 
 from experiments import language, masked, translation
+from experiments import ulmfit as ulmfit_experiment
 from lineage_jax import sharding
 from lineage_jax.lineage import LINEAGE
 from lineage_jax.models import (
@@ -30,6 +31,7 @@ from lineage_jax.models import (
     seq2seq,
     t5,
     transformer,
+    ulmfit,
 )
 from lineage_jax.nn import LayerNorm, Mask, RMSNorm, sinusoids
 from lineage_jax.sharding import RULES, MeshConfig
@@ -336,6 +338,26 @@ SUBJECTS = {
         module=transformer.Transformer,
         by_hand=transformer_by_hand,
         **TRANSLATION,
+    ),
+    "ulmfit": Subject(
+        config=ulmfit.ULMFiTConfig(
+            num_layers=2,
+            embed_dim=24,
+            hidden_dim=32,
+            vocab_size=67,
+            max_len=16,
+            init_scale=0.5,
+            input_dropout_rate=0.1,
+            hidden_dropout_rate=0.1,
+            dropout_rate=0.1,
+            weight_dropout_rate=0.1,
+        ),
+        module=ulmfit.ULMFiT,
+        init=language.init,
+        loss_fn=ulmfit_experiment.loss_fn,
+        batch=packed_text,
+        logits=language_logits,
+        by_hand=None,
     ),
     "gpt": Subject(
         config=gpt.GPTConfig(

@@ -37,6 +37,8 @@ def train(arguments: Sequence[str]) -> None:
 
     program = f"lineage train {name} --preset {preset}"
     chosen = options(Options, Options(experiment), rest, program)
+    if hasattr(chosen.experiment, "settled"):  # what follows from other settings and their files
+        chosen = dataclasses.replace(chosen, experiment=chosen.experiment.settled())
     import jax
 
     from lineage_jax import sharding

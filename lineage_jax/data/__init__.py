@@ -1,5 +1,7 @@
 """Data: text and tokens in, batches of NumPy arrays out; nothing here knows of jax."""
 
+from lineage_jax.data.labelled import LabelledData, LabelledDataset, load_labelled
+from lineage_jax.data.labelled_batches import LabelledBatches, Marks
 from lineage_jax.data.packing import Batches
 from lineage_jax.data.pair_batches import PairBatches
 from lineage_jax.data.pairs import PairsData, PairsDataset, load_pairs
@@ -35,6 +37,10 @@ __all__ = [
     "Corpus",
     "Document",
     "HuggingFaceTokenizer",
+    "LabelledBatches",
+    "LabelledData",
+    "LabelledDataset",
+    "Marks",
     "PairBatches",
     "PairsData",
     "PairsDataset",
@@ -44,6 +50,7 @@ __all__ = [
     "TextDataset",
     "TokenStream",
     "Tokenizer",
+    "load_labelled",
     "load_pairs",
     "load_text",
     "load_tokenizer",

@@ -13,6 +13,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 
@@ -177,14 +178,23 @@ def _is_text(name: str) -> bool:
     return name.removesuffix(".gz").endswith(TEXT_SUFFIXES) and not hidden
 
 
-def _read_file(name: str, file, column: str) -> Iterator[Document]:
+def read_file(file: Any) -> str:
+    """The UTF-8 text of one file, an `epath.Path`, gzipped if its name ends in `.gz`.
+
+    Raises:
+      ValueError: it is not a whole gzip file, or not UTF-8, naming file, line and byte.
+    """
     data = file.read_bytes()
-    if name.endswith(".gz"):
+    if file.name.endswith(".gz"):
         try:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{file}: wanted a whole gzip file, came: {error}") from None
-    text = _decode(data, str(file))
+    return _decode(data, str(file))
+
+
+def _read_file(name: str, file: Any, column: str) -> Iterator[Document]:
+    text = read_file(file)
     if name.removesuffix(".gz").endswith(".jsonl"):
         yield from _read_json_lines(name, text, str(file), column)
     else:

@@ -106,6 +106,10 @@ class HuggingFaceTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token that is spelled so, be it a special one; None if there is none."""
+        return self._tokenizer.token_to_id(token)
+
     def decode(self, ids: Any) -> str:
         ids = [int(i) for i in np.asarray(ids) if i != self.end_of_text]
         return self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -6,9 +6,10 @@ Paper:       Radford et al. 2018, "Improving Language Understanding by Generativ
              Few-Shot Learners", section 2.1 and table 2.1 (GPT-3).
              https://arxiv.org/abs/2005.14165
 Builds on:   the Transformer decoder without its encoder (Vaswani et al. 2017; Liu et al. 2018).
-What is new: one stack, pre-trained on text alone; GPT-2 moves the norms before each sublayer, adds
-             one after the last, and shrinks the residual projections by 1 / sqrt(2 L) at the start;
-             GPT-3 alternates dense with locally banded attention.
+What is new: one stack, pre-trained on text alone, and one linear layer on its last state to learn
+             a task; GPT-2 moves the norms before each sublayer, adds one after the last, and
+             shrinks the residual projections by 1 / sqrt(2 L) at the start; GPT-3 alternates dense
+             with locally banded attention.
 Departures:  documents packed in one row do not attend to each other (segment ids).
 """
 
@@ -27,6 +28,7 @@ from lineage_jax.nn import (
     Embed,
     KVCache,
     LayerNorm,
+    Linear,
     Mask,
     Remat,
     decoder_mask,
@@ -83,6 +85,19 @@ class GPTConfig:
             raise ValueError(f"local_window must be at least 1, got {self.local_window}")
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(GPTConfig):
+    """A GPT that learns to tell labels apart; its vocabulary has the marks around texts, too."""
+
+    num_labels: int = 2
+    """Labels that it chooses among."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels must be at least 1, got {self.num_labels}")
 
 
 def gpt1() -> GPTConfig:
@@ -241,7 +256,6 @@ class GPT(nn.Module):
 
     config: GPTConfig
 
-    @nn.compact
     def __call__(
         self,
         tokens: Int[Array, "B T"],
@@ -267,6 +281,20 @@ class GPT(nn.Module):
           The logits, and the cache with these tokens in it (None if none was given). Asked for
           intermediates, it gives "hidden" too, [B, T, D]: what the logits are made of.
         """
+        x, head, cache = self.states(tokens, positions, segment_ids, cache, train, mask)
+        return head.attend(x), cache  # B T V
+
+    @nn.compact
+    def states(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        train: bool = False,
+        mask: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Embed, KVCache | None]:
+        """What the logits are made of, and by which table; takes what a call takes."""
         c = self.config
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         length = tokens.shape[1]
@@ -286,7 +314,112 @@ class GPT(nn.Module):
         head = embed
         if not c.tied_embeddings:
             head = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="head", **types)
-        return head.attend(x), cache  # B T V
+        return x, head, cache
+
+
+class Classifier(nn.Module):
+    """Scores the labels of each row, and its next tokens (GPT-1, section 3.2)."""
+
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | None = None,
+        train: bool = False,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B N"], Float[Array, "B T V"]]:
+        """Maps rows that begin and end with a mark to float32 logits of labels and of next tokens.
+
+        The labels are scored by W_y h, where h is the state at a row's last token (equation 3).
+
+        Args:
+          tokens: ids in [0, vocab_size): start, text, end; or start, premise, delimiter,
+            hypothesis, end (section 3.3).
+          mask: False for padding; there is none if not given.
+          train: whether dropout acts; it then needs an rng named "dropout".
+          positions: as of `GPT`.
+        """
+        last, logits = read(self.config, tokens, mask, train, positions)
+        return scores(self.config, self.config.num_labels)(last), logits
+
+
+class SimilarityClassifier(nn.Module):
+    """The same of pairs that have no order, read in both: their last states are added (3.3)."""
+
+    config: ClassifierConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B 2 T"],
+        mask: Bool[Array, "B 2 T"] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B N"], Float[Array, "B 2 T V"]]:
+        last, logits = read_rows(self.config, tokens, mask, train)
+        return scores(self.config, self.config.num_labels)(last.sum(1)), logits
+
+
+class MultipleChoice(nn.Module):
+    """Scores each of N answers in a row of its own, for a softmax over them (section 3.3)."""
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "B N T"],
+        mask: Bool[Array, "B N T"] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "B N"], Float[Array, "B N T V"]]:
+        last, logits = read_rows(self.config, tokens, mask, train)
+        return scores(self.config, 1)(last)[..., 0], logits
+
+
+def read(
+    config: GPTConfig,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"] | None,
+    train: bool,
+    positions: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B D"], Float[Array, "B T V"]]:
+    """The state at each row's last token, and the logits of next tokens, by a GPT named "gpt".
+
+    The state has dropout of its own before it is scored (section 4.1).
+    """
+    x, head, _ = GPT(config, name="gpt").states(tokens, positions, train=train, mask=mask)
+    index = jnp.arange(tokens.shape[1])
+    last = index[-1] if mask is None else jnp.where(mask, index, 0).max(-1)
+    state = jnp.take_along_axis(x, jnp.broadcast_to(last, tokens.shape[:1])[:, None, None], axis=1)
+    drop = nn.Dropout(config.dropout_rate, deterministic=not train)
+    return drop(state[:, 0]), head.attend(x)
+
+
+def read_rows(
+    config: GPTConfig,
+    tokens: Int[Array, "B N T"],
+    mask: Bool[Array, "B N T"] | None,
+    train: bool,
+) -> tuple[Float[Array, "B N D"], Float[Array, "B N T V"]]:
+    """The same of several rows for each example, which do not read each other."""
+    rows, length = tokens.shape[:2], tokens.shape[2]
+    flat = None if mask is None else mask.reshape(-1, length)
+    last, logits = read(config, tokens.reshape(-1, length), flat, train)
+    return last.reshape(*rows, -1), logits.reshape(*rows, length, -1)
+
+
+def scores(config: GPTConfig, num_labels: int) -> Linear:
+    """The new weights of a task, W_y (section 3.2, equation 3): no bias, float32 logits."""
+    return Linear(
+        (config.embed_dim,),
+        (num_labels,),
+        ("embed", "vocab"),  # labels are what it knows, as tokens are, and as rarely divide
+        config.init_std,
+        use_bias=False,
+        param_dtype=config.param_dtype,
+        name="classifier",
+    )
 
 
 def windows(config: GPTConfig) -> Int[Array, "L"]:

@@ -146,16 +146,15 @@ def decoder_mask(
       positions: of each token in its document; 0 ... T - 1 if not given.
       segment_ids: which document of its row a token belongs to; one document if not given.
       cache: keys and values of earlier positions, or None.
-      readable: False for padding; all may be read if not given.
+      readable: False for padding; all may be read if not given. With a cache padding stands on the
+        right alone, where tokens that follow write over it before they read.
 
     Raises:
-      ValueError: for a row that is too long; for a cache without positions, with segment ids, or
-        with padding.
+      ValueError: for a row that is too long; for a cache without positions, or with segment ids.
     """
     if length > max_len:
         raise ValueError(f"at most max_len={max_len} tokens a sequence, got {length}")
-    several = segment_ids is not None or readable is not None
-    if cache is not None and (positions is None or several):
+    if cache is not None and (positions is None or segment_ids is not None):
         raise ValueError("a cache needs the positions to write to, and holds one document a row")
     index = jnp.arange(length)[None]  # 1 T
     if positions is None:

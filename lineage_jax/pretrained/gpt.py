@@ -1,12 +1,17 @@
-"""GPT-1, GPT-2, and GPT-Neo, whose layers alternate as GPT-3's do."""
+"""GPT-1 and GPT-2, as classifiers too, and GPT-Neo, whose layers alternate as GPT-3's do."""
 
+import dataclasses
 import math
 from typing import Any
 
-from lineage_jax.models.gpt import GPT, GPTConfig
+import jax
+from flax import linen as nn
+
+from lineage_jax.models.gpt import GPT, Classifier, ClassifierConfig, GPTConfig
 from lineage_jax.pretrained import decoder
 from lineage_jax.pretrained.architecture import Architecture, Settings, check, tied, without_head
 from lineage_jax.pretrained.tensors import Table, Tensor
+from lineage_jax.typing import Params
 
 TANH = ("gelu_new", "gelu_pytorch_tanh")
 """What they call the GELU by a hyperbolic tangent, which is ours."""
@@ -268,11 +273,70 @@ GPT_NEO = Architecture(
     tied=tied("transformer.wte.weight"),
     **SHARED,
 )
+
+
+def classifier(architecture: Architecture, name: str) -> Architecture:
+    """Their class of the same model that scores the labels of each row at its last token.
+
+    Args:
+      architecture: of the language model, whose head is its table of tokens.
+      name: of their class.
+    """
+
+    def config(theirs: Settings) -> ClassifierConfig:
+        ours = dataclasses.asdict(architecture.config({**theirs, "tie_word_embeddings": True}))
+        num_labels = theirs.get("num_labels") or len(theirs.get("id2label") or "01")
+        return ClassifierConfig(**ours, num_labels=num_labels)
+
+    def settings(config: ClassifierConfig) -> dict[str, Any]:
+        return {**architecture.settings(config), "num_labels": config.num_labels}
+
+    def table(config: ClassifierConfig) -> Table:
+        rows = {f"gpt/{path}": row for path, row in architecture.table(config).items()}
+        return {**rows, "classifier/kernel": Tensor("score.weight", transposed=True)}
+
+    return dataclasses.replace(
+        architecture,
+        name=name,
+        config=config,
+        settings=settings,
+        table=table,
+        module=Classifier,
+        call=classified,
+        tied=lambda config: {},
+    )
+
+
+def classified(
+    module: nn.Module,
+    params: Params,
+    input_ids: Any,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+) -> dict[str, jax.Array]:
+    """Scores of the labels, read at the last token that is no padding.
+
+    Theirs takes that to be the last that is not `pad_token_id`; so pad with that id, and mask it.
+
+    Args:
+      module: with the call of `Classifier`.
+      params: its parameters.
+      input_ids: [B, T].
+      attention_mask: 0 for padding, [B, T].
+      position_ids: [B, T]; 0 ... T - 1 if not given.
+    """
+    mask = None if attention_mask is None else attention_mask.astype(bool)
+    logits, _ = module.apply({"params": params}, input_ids, mask, positions=position_ids)
+    return {"logits": logits}
+
+
 ARCHITECTURES = (
     GPT1,
     without_head(GPT1, "OpenAIGPTModel"),
+    classifier(GPT1, "OpenAIGPTForSequenceClassification"),
     GPT2,
     without_head(GPT2, "GPT2Model"),
+    classifier(GPT2, "GPT2ForSequenceClassification"),
     GPT_NEO,
     without_head(GPT_NEO, "GPTNeoModel"),
 )

@@ -15,8 +15,12 @@ from flax import struct
 
 from lineage_jax.typing import Array, Bool, Float, Int, PRNGKeyArray
 
-Decoder = Callable[[Int[Array, "B T"], Int[Array, "B T"], Any], tuple[Float[Array, "B T V"], Any]]
-"""(tokens, positions, cache) -> (logits, cache): a model with its parameters bound."""
+Decoder = Callable[..., tuple[Float[Array, "B T V"], Any]]
+"""(tokens, positions, cache, mask=None) -> (logits, cache): a model with its parameters bound.
+
+The mask [B, T], which comes with prompts alone, is False for padding on their right. Where keys are
+kept, those of padding are written over before they are read; a recurrence must not read it.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,12 +113,12 @@ def begin(
 ) -> State:
     """Reads the prompts."""
     positions = jnp.broadcast_to(jnp.arange(prompt.shape[1]), prompt.shape)
-    logits, cache = decoder(prompt, positions, cache)
+    real = positions < lengths[:, None]
+    logits, cache = decoder(prompt, positions, cache, real)
     last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]  # B V
     seen = None
     if sampling.repetition_penalty != 1:
         rows = jnp.arange(prompt.shape[0])[:, None]
-        real = positions < lengths[:, None]
         seen = jnp.zeros(last.shape, bool).at[rows, prompt].max(real)
     return State(last, cache, lengths, seen, jnp.zeros(prompt.shape[0], bool))
 

@@ -87,6 +87,8 @@ class Task:
       summarise: adds what follows from an evaluation's means (bits per byte from the loss).
       sample: from parameters and a key, text to look at, or None.
       first_state: puts what was learnt before into a state that is new, or None.
+      after_evaluation: what an evaluation's means change of the state, or None. A run that resumes
+        at an evaluated step calls it again, of which the state it returns must know.
       data_seed: what `train_batch` depends on besides the step.
       provenance: what the record of a run says of its data; plain JSON types.
     """
@@ -99,6 +101,7 @@ class Task:
     summarise: Callable[[dict[str, float]], dict[str, float]] = lambda means: means
     sample: Callable[[Params, PRNGKeyArray], str] | None = None
     first_state: Callable[[TrainState], TrainState] | None = None
+    after_evaluation: Callable[[TrainState, Mapping[str, float]], TrainState] | None = None
     data_seed: int = 0
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -225,14 +228,25 @@ def check_run_dir(folder: epath.PathLike, experiment: Any, resume: bool) -> None
             f"{folder} holds a run already; add --resume to go on with it, or choose another "
             "--run-dir"
         )
-    old, new = json.loads(recorded.read_text()), config_json(experiment)
-    for part in new.keys() - set(MAY_CHANGE):
-        for name, value in new[part].items():
-            if old.get(part, {}).get(name) != value:
-                raise ValueError(
-                    f"cannot resume {folder}: {part}.{name} was {old.get(part, {}).get(name)!r}, "
-                    f"now {value!r}; give the settings it began with, or another --run-dir"
-                )
+    old, new = (
+        settings(one) for one in (json.loads(recorded.read_text()), config_json(experiment))
+    )
+    for name, value in new.items():
+        if old.get(name) != value:
+            raise ValueError(
+                f"cannot resume {folder}: {name} was {old.get(name)!r}, now {value!r}; give the "
+                "settings it began with, or another --run-dir"
+            )
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run may not change, with a dot between a part and its setting."""
+    found: dict[str, Any] = {}
+    for part in config.keys() - set(MAY_CHANGE):
+        value = config[part]
+        one = {f"{part}.{name}": x for name, x in value.items()} if isinstance(value, dict) else {}
+        found |= one or {part: value}
+    return found
 
 
 class Run:
@@ -280,8 +294,11 @@ class Run:
         self.status("running")
         since, first, speed = time.perf_counter(), self.step, ""
         with sharding.use(self.mesh):
-            if self.step and self.due(config.eval_every) and not self.evaluation:
-                self.evaluate()
+            if self.step and self.due(config.eval_every):
+                if self.evaluation:
+                    self.heed()
+                else:
+                    self.evaluate()
             while self.step < config.num_steps:
                 steps, batches, rates = self.next_call()
                 if shapes(batches) not in self.programs:
@@ -377,12 +394,19 @@ class Run:
             writer.write(self.step, values)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.evaluation.items())
         self.progress.say(f"step {self.step}: held-out {shown}")
+        self.heed()
         if self.task.sample:
-            text = self.task.sample(self.state.params, self.state.rng())
+            params = self.task.program.in_use(self.state.params, self.state.extra)
+            text = self.task.sample(params, self.state.rng())
             if jax.process_index() == 0:
                 samples = self.folder / "samples"
                 samples.mkdir(exist_ok=True)
                 (samples / f"{self.step:08d}.txt").write_text(text)
+
+    def heed(self) -> None:
+        """Changes of the state what the evaluation asks for."""
+        if self.task.after_evaluation is not None:
+            self.state = self.task.after_evaluation(self.state, self.evaluation)
 
     def save(self) -> None:
         """A checkpoint, with every line of metrics up to it already on disk."""

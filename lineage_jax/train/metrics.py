@@ -113,7 +113,7 @@ class JsonLines:
         text = "".join(f"{line}\n" for line in kept)
         if write:
             write_text(path, text)
-        of_step = [line for line in kept[-2:] if _step_of(line) == resume_step]
+        of_step = [line for line in kept if _step_of(line) == resume_step]
         self.last = {name: x for line in of_step for name, x in json.loads(line).items()}
         self._path = path if write else None
         self._lines: list[str] = []

@@ -31,6 +31,8 @@ class Program:
       flops_per_token: of the forward and backward pass, for MFU.
       max_grad_norm: see `make_train_step`.
       after: see `make_train_step`.
+      in_use: from parameters and `extra`, the parameters that are evaluated and used: where
+        training has an average of them, say, that.
     """
 
     init: Callable[[PRNGKeyArray], tuple[Any, Any]]
@@ -41,6 +43,7 @@ class Program:
     flops_per_token: int
     max_grad_norm: float | None = None
     after: Callable[[Params, Any], Any] | None = None
+    in_use: Callable[[Params, Any], Params] = lambda params, extra: params
 
     @property
     def batch_size(self) -> int:
@@ -121,7 +124,7 @@ class Program:
         """The metrics of one batch, with no update: takes (state, batch)."""
         state = jax.tree.map(lambda x: x.sharding, self.abstract_state(mesh))
         return jax.jit(
-            make_eval_step(self.eval_loss_fn),
+            make_eval_step(self.eval_loss_fn, self.in_use),
             in_shardings=(state, sharding.Feed(self.batch, mesh).shardings),
             out_shardings=sharding.replicated(mesh),
         )
@@ -136,10 +139,13 @@ class Program:
             return steps.lower(state, batches, rate).compile()
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Any]:
-    """The metrics of one batch, with no update."""
+def make_eval_step(
+    loss_fn: LossFn, in_use: Callable[[Params, Any], Params] = lambda params, extra: params
+) -> Callable[[TrainState, Any], Any]:
+    """The metrics of one batch, with no update, of the parameters that are `in_use`."""
 
     def eval_step(state, batch):
-        return loss_fn(state.params, state.extra, batch, state.rng())[1][1]
+        params = in_use(state.params, state.extra)
+        return loss_fn(params, state.extra, batch, state.rng())[1][1]
 
     return eval_step

@@ -26,15 +26,14 @@ LLAMA = dict(
     num_key_value_heads=2, head_dim=6, intermediate_size=37, max_position_embeddings=16,
     rms_norm_eps=1e-3, rope_parameters=dict(rope_type="default", rope_theta=30.0),
 )  # fmt: skip
+GPT1 = dict(
+    ODD, model_type="openai-gpt", n_layer=3, n_embd=15, n_head=5, n_positions=16,
+    layer_norm_epsilon=1e-3, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+)  # fmt: skip
+GPT2 = dict(GPT1, model_type="gpt2", n_inner=37)
 CONFIGS = {
-    "gpt1": dict(
-        ODD, model_type="openai-gpt", n_layer=3, n_embd=15, n_head=5, n_positions=16,
-        layer_norm_epsilon=1e-3, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    ),
-    "gpt2": dict(
-        ODD, model_type="gpt2", n_layer=3, n_embd=15, n_head=5, n_positions=16, n_inner=37,
-        layer_norm_epsilon=1e-3, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    ),
+    "gpt1": GPT1,
+    "gpt2": GPT2,
     "gpt_neo": dict(
         ODD, model_type="gpt_neo", num_layers=3, hidden_size=15, num_heads=5,
         max_position_embeddings=16, intermediate_size=37, window_size=3,
@@ -97,6 +96,17 @@ ENCODERS = {
 }  # fmt: skip
 """What the folders of encoders hold. A `pad_token_id` would keep `torch` from giving that row of a
 table its gradient; RoBERTa must have one, and no token that is read is it."""
+
+CLASSIFIERS = {
+    "gpt1_classifier": dict(
+        GPT1, pad_token_id=3, num_labels=4, architectures=["OpenAIGPTForSequenceClassification"]
+    ),
+    "gpt2_classifier": dict(
+        GPT2, pad_token_id=3, num_labels=3, architectures=["GPT2ForSequenceClassification"]
+    ),
+}
+"""What the folders of decoders that tell labels apart hold: they read the last token that is not
+padding's."""
 
 
 def inputs(vocab_size: int, length: int = 13, seed: int = 0) -> dict[str, np.ndarray]:
@@ -232,6 +242,48 @@ def encoder_reference(config: dict, arrays: dict[str, np.ndarray], seed: int = 0
     return model, {key: x.detach().numpy().copy() for key, x in expected.items()}
 
 
+def classifier_inputs(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """The same rows with a label for each, and padding's id where there is padding alone."""
+    arrays = inputs(config["vocab_size"], seed=seed)
+    padding, tokens = config["pad_token_id"], arrays["input_ids"]
+    tokens = np.where(tokens == padding, padding + 1, tokens)
+    kept = arrays["attention_mask"] == 1
+    label = np.arange(len(tokens)) % config["num_labels"]
+    return {
+        "input_ids": np.where(kept, tokens, padding).astype(np.int32),
+        "attention_mask": arrays["attention_mask"],
+        "position_ids": arrays["position_ids"],
+        "label": label.astype(np.int32),
+    }
+
+
+def classifier_reference(config: dict, arrays: dict[str, np.ndarray], seed: int = 0):
+    """Random weights, and what `transformers` computes with them: loss, logits and gradients.
+
+    Returns:
+      The model, and the expected arrays by name.
+    """
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    (name,) = config["architectures"]
+    given = {key: x for key, x in config.items() if key not in ("model_type", "architectures")}
+    given = transformers.AutoConfig.for_model(config["model_type"], **given)
+    given._attn_implementation = "eager"
+    model = getattr(transformers, name)(given).eval()
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            scale = key.endswith("weight") and "ln_" in key
+            value.copy_(float(scale) + 0.3 * torch.randn_like(value))
+    told = {key: torch.tensor(arrays[key]).long() for key in INPUTS if key in arrays}
+    outputs = model(**told, labels=torch.tensor(arrays["label"]).long())
+    outputs.loss.backward()
+    expected = {"loss": outputs.loss, "logits": outputs.logits}
+    expected |= {f"grad.{key}": value.grad for key, value in model.named_parameters()}
+    return model, {key: x.detach().numpy().copy() for key, x in expected.items()}
+
+
 def encoder_layers(model):
     """The blocks; the one of ALBERT, which is called again and again."""
     base = model.base_model
@@ -260,7 +312,7 @@ def weights(model) -> dict[str, np.ndarray]:
 def main() -> None:
     from safetensors.numpy import save_file
 
-    for name, config in {**CONFIGS, **ENCODERS}.items():
+    for name, config in {**CONFIGS, **ENCODERS, **CLASSIFIERS}.items():
         folder = FOLDER / name
         if folder.exists():  # made by another version, it may differ in its last bits
             continue
@@ -268,6 +320,9 @@ def main() -> None:
         if name in ENCODERS:
             arrays = encoder_inputs(config)
             model, expected = encoder_reference(config, arrays)
+        elif name in CLASSIFIERS:
+            arrays = classifier_inputs(config)
+            model, expected = classifier_reference(config, arrays)
         else:
             arrays = inputs(config["vocab_size"])
             model, expected = reference(config, arrays)

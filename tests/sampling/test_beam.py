@@ -14,7 +14,7 @@ VOCAB, LENGTH, END = 4, 4, 0
 WEIGHTS = np.random.default_rng(0).standard_normal((LENGTH + 1, VOCAB, VOCAB, VOCAB)) * 2
 
 
-def decoder(tokens, positions, cache):
+def decoder(tokens, positions, cache, mask=None):
     """Logits of the place, the last token and the one before, which the cache alone tells."""
     before, counts = cache  # [B], and [2, B]: rows on another axis
     last, at = tokens[:, 0], positions[:, 0]

@@ -88,7 +88,7 @@ def test_settings_that_make_no_sense_are_refused(wrong, message):
 def counting(vocab_size):
     """A decoder whose next token is the sum of all so far, which its cache alone can tell it."""
 
-    def decoder(tokens, positions, cache):
+    def decoder(tokens, positions, cache, mask=None):
         rows = jnp.arange(tokens.shape[0])[:, None]
         cache = cache.at[rows, positions].set(tokens)
         read = jnp.arange(cache.shape[1])[None, None] <= positions[..., None]  # B T S
@@ -116,8 +116,20 @@ def test_each_prompt_continues_from_its_own_end_and_never_reads_its_padding(padd
             ids.append(token)
 
 
+def test_a_recurrence_is_told_which_tokens_of_a_prompt_are_padding():
+    def summing(tokens, positions, cache, mask=None):
+        # Its state is all that it knows: what it has read once stays read.
+        states = cache[:, None] + jnp.cumsum(tokens if mask is None else tokens * mask, axis=1)
+        return jax.nn.one_hot(states % 11, 11), states[:, -1]
+
+    prompt, lengths = jnp.asarray([[3, 1, 4], [2, 7, 7]]), jnp.asarray([3, 1])
+    key, cache = jax.random.key(0), jnp.zeros(2, int)
+    new = generate(summing, cache, prompt, lengths, 4, key, LIKELIEST)
+    assert new.tolist() == [[8, 5, 10, 9], [2, 4, 8, 5]]
+
+
 def test_each_step_draws_anew_and_the_same_key_draws_the_same():
-    def uniform(tokens, positions, cache):
+    def uniform(tokens, positions, cache, mask=None):
         return jnp.zeros((*tokens.shape, 50)), cache
 
     def draw(seed):
@@ -156,7 +168,7 @@ def test_a_stream_is_what_is_generated_and_ends_when_all_have_stopped(sampling):
 
 
 def test_a_penalty_remembers_the_prompt_but_not_its_padding_and_what_was_said():
-    def flat(tokens, positions, cache):
+    def flat(tokens, positions, cache, mask=None):
         return jnp.ones((*tokens.shape, 6)), cache
 
     sampling = Sampling(temperature=0.0, repetition_penalty=2.0)
