@@ -151,6 +151,8 @@ class TransferArm:
         if self.looks:
             learnt, found = pretrained(self.model, self.data, self.looks, seed)
             params = classification.begun(params, {"gpt": learnt})
+        # Off their devices and back, or arrays that were put there would be compiled for anew.
+        params = jax.device_get(params)
         params = train(
             recipe,
             texts.train.stack,
