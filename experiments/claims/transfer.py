@@ -92,8 +92,8 @@ def claim(study: Study) -> Claim:
         "rightly 0.8 or more; the intervals too",
         setting="functions of eight packages of Python's standard library, 200 of them with their "
         "labels; pre-training on all other packages, 2400 batches of 8 rows of 128 bytes; 120 "
-        "batches of 16 with labels; three layers of 64, with GPT-2's norms; the learning rate of each "
-        "arm is the one of a grid with the fewest errors on a seed that is not counted",
+        "batches of 16 with labels; three layers of 64, with GPT-2's norms; the learning rate of "
+        "each arm is the one of a grid with the fewest errors on a seed that is not counted",
     )
 
 
