@@ -10,10 +10,12 @@ import yaml
 
 from lineage_jax import cli
 from lineage_jax.cli import milestones, models, scaling, terminal, training
+from lineage_jax.lineage import LINEAGE
 from lineage_jax.pods import CHIPS
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").iterdir()])
+PARITY = ROOT / "docs" / "parity.md"  # which a test run writes
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").iterdir()} - {PARITY})
 ENDS = {"&&", "||", "|", ";", ";;"}
 
 
@@ -142,3 +144,9 @@ def test_every_link_between_pages_leads_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text()):
             assert (page.parent / link.split("#")[0]).exists(), f"{page.name}: {link}"
+
+
+def test_every_milestone_is_on_the_page_of_parity():
+    lines = PARITY.read_text().splitlines()
+    systems = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert set(systems) >= {one.name for one in LINEAGE}
