@@ -179,7 +179,7 @@ def pretrained(
     batches = Batches(other_text(), batch_size=TEXT_ROWS, seq_len=model.max_len, seed=seed)
     rates = [learning_rate(PRETRAINING, step, looks[-1]) for step in range(looks[-1])]
     init, start, steps = programs(recipe)
-    state = start(init(jnp.int32(seed)), jnp.int32(seed))
+    state = start(init(jnp.int32(seed)), None, jnp.int32(seed))
     endings = two_endings(load_labelled(data), model.max_len)
     found = {f"endings_{looks[0]}": chosen_rightly(model, state.params, endings)}
     at_once = min(b - a for a, b in itertools.pairwise(looks))  # one program for all calls
