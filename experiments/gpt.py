@@ -79,9 +79,8 @@ class GPTClassification(Classification):
         return classification.program(self, module, cost.train(), *losses)
 
     def marks(self, tokenizer: Tokenizer) -> Marks:
-        """The last ids of the vocabulary, which are no tokens."""
-        start = max(self.model.vocab_size - NUM_MARKS, tokenizer.vocab_size)
-        return Marks(start=start, between=start + 1, end=start + 2)
+        """The last ids of the vocabulary, or, if it has no room for them, those past it."""
+        return marks_after(max(self.model.vocab_size - NUM_MARKS, tokenizer.vocab_size))
 
     def settled(self) -> "GPTClassification":
         """The same with a model like the one that it begins with, and as many labels as there are.
@@ -93,6 +92,12 @@ class GPTClassification(Classification):
             self, gpt.GPTConfig, vocab_size=lambda size: size + NUM_MARKS
         )
         return dataclasses.replace(self, model=model)
+
+
+def marks_after(num_tokens: int) -> Marks:
+    """The three ids that follow those of the tokens."""
+    start, between, end = range(num_tokens, num_tokens + NUM_MARKS)
+    return Marks(start=start, between=between, end=end)
 
 
 def classification_loss_fn(

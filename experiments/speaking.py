@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from experiments import translation
 from experiments.saved import Saved, open_model
+from lineage_jax.data.labelled import LabelledData, load_labelled, read_labels
 from lineage_jax.data.pairs import PairsData, load_pairs
 from lineage_jax.data.text import load_text
 from lineage_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -187,8 +188,9 @@ def config_and_params(opened: Saved | Pretrained) -> tuple[Any, Params]:
     return config, opened.params
 
 
-def text_tokenizer(folder: str, opened: Saved | Pretrained) -> Tokenizer:
-    """That which a model of one language was trained with."""
+def text_tokenizer(folder: str, opened: Saved | Pretrained | None = None) -> Tokenizer:
+    """That which a model of one language was trained with; the folder is opened if it is not."""
+    opened = open_model(folder) if opened is None else opened
     return load_tokenizer(folder) if isinstance(opened, Pretrained) else tokenizers_of(opened)[0]
 
 
@@ -343,6 +345,9 @@ def tokenizers_of(run: Saved) -> tuple[Tokenizer, ...]:
     if isinstance(data, PairsData):
         pairs = load_pairs(data)
         return pairs.source_tokenizer, pairs.target_tokenizer
+    if isinstance(data, LabelledData):
+        start = run.experiment.start_from
+        return (load_labelled(data).tokenizer if start is None else text_tokenizer(start),)
     tokenizer = load_text(data).tokenizer
     if tokenizer is None:
         raise ValueError("the run learnt tokens that came without a tokenizer.json")
@@ -356,7 +361,13 @@ def of_run(run: Saved) -> Pretrained:
       ValueError: if it has none.
     """
     config, params, name = run.experiment.model, run.params, None
-    if isinstance(config, gpt.GPTConfig):
+    labels: dict[str, Any] = {}
+    if isinstance(run.experiment.data, LabelledData):
+        of_bert = isinstance(config, bert.BertConfig)
+        of_gpt = "GPT2" if not of_bert and config.norm_first else "OpenAIGPT"
+        name = ("Bert" if of_bert else of_gpt) + "ForSequenceClassification"
+        labels = {"id2label": dict(enumerate(read_labels(run.experiment.data)))}
+    elif isinstance(config, gpt.GPTConfig):
         name = "GPT2LMHeadModel" if config.norm_first else "OpenAIGPTLMHeadModel"
         name = name if config.local_window is None else "GPTNeoForCausalLM"
     elif isinstance(config, llama.LlamaConfig):
@@ -379,5 +390,5 @@ def of_run(run: Saved) -> Pretrained:
         module=architecture.module(config),
         params=params,
         architecture=architecture,
-        theirs=dict.fromkeys(special, end),
+        theirs={**dict.fromkeys(special, end), **labels},
     )

@@ -142,6 +142,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on three meshes = one device",
             "cached decoding = the full forward pass",
         ),
+        claims=("transfer",),
         notebook="colab/scaling_laws.py",
     ),
     Milestone(

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import hashlib
 import re
 
@@ -19,6 +20,7 @@ MIN_LENGTH = 200  # characters: less is mostly a name and a call
 _NAMES = re.compile("|".join(PACKAGES), re.IGNORECASE)
 
 
+@functools.cache
 def snippets() -> LabelledText:
     """Functions and methods of eight packages of the standard library, as many of each.
 

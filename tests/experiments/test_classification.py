@@ -14,6 +14,7 @@ from experiments.classification import begun
 from experiments.evaluation import EvaluateOptions, evaluate
 from lineage_jax import cli
 from lineage_jax.data.tokenizers import ByteTokenizer
+from lineage_jax.data.train_tokenizers import train_bpe, train_tokenizer
 from lineage_jax.pretrained import load
 from tests.models.parity import FOLDER
 
@@ -79,6 +80,18 @@ def test_marks_of_gpt_are_new_ids_and_those_of_bert_are_the_ones_it_knows():
     assert dataclasses.astuple(marks) == (257, 258, 259, 0)
     marks = bert.experiment("classify").marks(tokenizer)
     assert dataclasses.astuple(marks) == (258, 259, 259, 257)
+
+
+def test_marks_of_a_folder_s_bert_are_its_tokenizer_s(tmp_path):
+    theirs = train_tokenizer("wordpiece", ["some words and some more words"] * 3, 60)
+    start = dataclasses.replace(bert.experiment("classify"), start_from=str(tmp_path))
+    marks = start.marks(theirs)
+    assert (marks.start, marks.between, marks.end) == (
+        theirs.id_of("[CLS]"), theirs.id_of("[SEP]"), theirs.end_of_text
+    )  # fmt: skip
+    assert marks.padding == theirs.id_of("[PAD]") != marks.start
+    with pytest.raises(ValueError, match=r"wanted a tokenizer with \[CLS\] and \[SEP\]"):
+        start.marks(train_bpe(["none"], 260))
 
 
 def test_texts_with_too_many_labels_or_tokens_are_refused(table):
@@ -162,6 +175,29 @@ def test_a_classifier_says_in_one_line_that_it_is_none_to_talk_to(name, runs, ca
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
     assert "wanted a language model, got a classifier" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("gpt", "GPT2ForSequenceClassification"), ("bert", "BertForSequenceClassification")],
+)
+def test_a_classifier_becomes_a_folder_of_hugging_face_s_with_its_labels(
+    name, theirs, runs, capsys
+):
+    folder = runs / f"{name}-folder"
+    cli.main(["convert", str(runs / f"{name}-labels"), str(folder)])
+    assert theirs in capsys.readouterr().out
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "cold", "1": "hot"}
+    experiment = saved.open_run(runs / f"{name}-labels").experiment
+    task, loaded, right = experiment.task(), load(folder), []
+    for batch in task.eval_batches(np.arange(32)):
+        found = loaded(input_ids=batch["tokens"], attention_mask=batch["mask"].astype(np.int32))
+        same = found["logits"].argmax(-1) == batch["label"]
+        right += same[batch["mask"].any(-1)].tolist()
+    measured = evaluate(str(runs / f"{name}-labels"), EvaluateOptions())["accuracy"]
+    assert np.mean(right) == pytest.approx(measured)
 
 
 @pytest.mark.slow
