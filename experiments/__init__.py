@@ -1,1 +1,1 @@
-"""One file per milestone: what trains it, and the claim of its paper, measured."""
+"""One file per milestone, which trains it; what its paper is known for is in `claims`."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from experiments import arms, claims, translation
+from experiments import translation
 from lineage_jax.data.pairs import PairsData
 from lineage_jax.models import seq2seq
 from lineage_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -83,52 +83,3 @@ PRESETS: Mapping[str, Callable[[], Seq2SeqExperiment]] = {
 def experiment(name: str = "tiny") -> Seq2SeqExperiment:
     """The preset of that name; the command line then changes any field of it."""
     return PRESETS[name]()
-
-
-def claim(study: claims.Study) -> claims.Claim:
-    """Sutskever et al. 2014, section 3.3: one LSTM each, sources read forwards or backwards."""
-    pairs = arms.number_pairs(quick=study.quick)
-    forward = fixed_vector(pairs, "forward")
-    backward = fixed_vector(dataclasses.replace(pairs, reverse_source=True), "reversed")
-
-    def findings(forward, backward):
-        longest = max(name for name in forward if name.startswith("exact_"))
-        return [
-            claims.find(
-                "cross-entropy, reversed / forward",
-                claims.ratio_of_means,
-                backward["loss"],
-                forward["loss"],
-                wanted=(None, 0.8),
-                interval_wanted=(None, 1.0),
-            ),
-            claims.count(
-                "seeds in which reversed has more of the longest numbers exact",
-                backward[longest] > forward[longest],
-                at_least=4,
-            ),
-        ]
-
-    return study.claim(
-        "seq2seq",
-        [forward, backward],
-        findings,
-        statement="an LSTM that reads the source backwards learns to translate it more easily",
-        where="section 3.3",
-        criterion="cross-entropy of reversed at most 0.8 of forward's after 400 updates, interval "
-        "below 1; exact match on 9 digits higher in at least 4 of 5 seeds",
-        setting="English to French numbers of 3 to 9 digits, 8000 pairs; one LSTM of 96 on each "
-        "side; the learning rate of each arm is the best of a grid on a seed that is not counted",
-    )
-
-
-def fixed_vector(pairs: PairsData, name: str) -> arms.TranslationArm:
-    """A translator of one LSTM of 96 units on each side, and no attention.
-
-    The forget gate starts open (Jozefowicz et al. 2015, section 2.2).
-    """
-    c = tiny().model
-    model = dataclasses.replace(
-        c, num_layers=1, hidden_dim=96, init_scale=arms.SPREAD * c.init_scale, forget_bias=1.0
-    )
-    return arms.TranslationArm(name=name, module=Seq2Seq(model), data=pairs)

@@ -496,16 +496,17 @@ def runs(arguments: Sequence[str]) -> None:
 
 def claim(arguments: Sequence[str]) -> None:
     """`lineage claim NAME [--quick]`, or `lineage claim --all`: what a paper is known for."""
-    names = {one.name: one for one in lineage.LINEAGE}
+    known = {one.name: one.claims for one in lineage.LINEAGE}
+    known |= {name: (name,) for claims in known.values() for name in claims}
     name, rest = "", list(arguments)
     if rest and not rest[0].startswith("-"):
         name = rest.pop(0)
-        pick("milestone", name, names, hint="`lineage list` shows them all")
+        pick("milestone or claim", name, known, hint="`lineage list` shows milestones")
 
     @dataclasses.dataclass(frozen=True)
     class Options:
         all: bool = False
-        """Every milestone that has a claim, one after the other."""
+        """Every claim, one after the other."""
         quick: bool = False
         """A few updates of two seeds: shows that it runs, and says nothing of the paper."""
         dir: str | None = None
@@ -514,22 +515,24 @@ def claim(arguments: Sequence[str]) -> None:
     chosen = options(Options, Options(), rest, f"lineage claim {name or 'NAME'}")
     if chosen.all == bool(name):
         raise UsageError("wanted `lineage claim NAME` or `lineage claim --all`")
-    from experiments.claims import Study
+    chosen_claims = [each for one in lineage.LINEAGE for each in one.claims]
+    if name:
+        chosen_claims = list(known[name])
+    if not chosen_claims:
+        raise UsageError(f"{name} has no claim yet")
+    from experiments.study import Study
 
     folder = chosen.dir or os.path.join("runs", "claims-quick" if chosen.quick else "claims")
     study = Study(folder=pathlib.Path(folder), quick=chosen.quick, say=say)
-    for each in names if chosen.all else [name]:
-        experiment = importlib.import_module(f"experiments.{each}")
-        if hasattr(experiment, "claim"):
-            with compilation_cache():
-                say("\n".join(experiment.claim(study).lines()))
-        elif name:
-            raise UsageError(f"{name} has no claim yet")
+    with compilation_cache():
+        for each in chosen_claims:
+            module = importlib.import_module(f"experiments.claims.{each}")
+            say("\n".join(module.claim(study).lines()))
 
 
 def claims(arguments: Sequence[str]) -> None:
     """`lineage claims`: the claims that were measured, and how each came out."""
-    from experiments.claims import RESULTS, markdown_table, read_claims
+    from experiments.study import RESULTS, markdown_table, read_claims
 
     @dataclasses.dataclass(frozen=True)
     class Options:

@@ -22,6 +22,7 @@ class Milestone:
       module: the file, as a module path.
       new: what it brought, in a few words.
       proved: what the tests show of it, in a few words each.
+      claims: what the paper is known for, each a file of `experiments/claims`.
       notebook: in colab/, or None.
     """
 
@@ -34,6 +35,7 @@ class Milestone:
     module: str
     new: str
     proved: tuple[str, ...]
+    claims: tuple[str, ...] = ()
     notebook: str | None = None
 
 
@@ -52,6 +54,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on five meshes = one device",
             "decoding token by token = the whole",
         ),
+        claims=("source_reversal",),
     ),
     Milestone(
         name="bahdanau",
@@ -68,6 +71,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on five meshes = one device",
             "decoding token by token = the whole",
         ),
+        claims=("long_sentences",),
     ),
     Milestone(
         name="luong",
@@ -84,6 +88,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on five meshes = one device",
             "decoding token by token = the whole",
         ),
+        claims=("attention_scores",),
     ),
     Milestone(
         name="transformer",
@@ -100,6 +105,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on seven meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
+        claims=("heads",),
     ),
     Milestone(
         name="gpt",

@@ -1,7 +1,7 @@
 """How far a mesh is from one device: `python -m experiments.benchmarks.meshes`.
 
 Eight devices on this machine's CPU, every milestone's smallest preset, initial weights, random
-tokens in documents of random length, float32. A table of the largest differences.
+tokens in documents or sentences of random length, float32. A table of the largest differences.
 """
 
 import argparse
@@ -27,18 +27,44 @@ SIZES: tuple[dict[str, int], ...] = (
 )
 
 
-def random_batch(vocab_size: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Rows of tokens, each two documents, of which a part counts in the loss."""
-    rng = np.random.default_rng(seed)
-    at = np.arange(LENGTH)[None]
-    cuts = rng.integers(1, LENGTH, (ROWS, 1))
-    return {
-        "tokens": rng.integers(0, vocab_size, (ROWS, LENGTH), np.int32),
-        "targets": rng.integers(0, vocab_size, (ROWS, LENGTH), np.int32),
-        "positions": np.where(at < cuts, at, at - cuts).astype(np.int32),
-        "segment_ids": (at >= cuts).astype(np.int32),
-        "mask": rng.random((ROWS, LENGTH)) < 0.9,
+def random_batch(experiment: Any, seed: int = 0) -> dict[str, np.ndarray]:
+    """What the experiment's program reads: rows of tokens, of which a part counts in the loss.
+
+    Rows of text are two documents each; sources end in padding.
+    """
+    rng, model = np.random.default_rng(seed), experiment.model
+    sizes = {
+        "tokens": model.vocab_size,
+        "targets": model.vocab_size,
+        "source": getattr(model, "source_vocab_size", model.vocab_size),
+        "types": 2,
+        "label": 2,
     }
+
+    def made(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        at = np.arange(shape[-1])[None]
+        if name in sizes:
+            return rng.integers(0, sizes[name], shape, np.int32)
+        if name == "positions":
+            return np.where(at < cuts, at, at - cuts)
+        if name == "segment_ids":
+            return at >= cuts
+        if name == "source_mask":
+            return at < rng.integers(1, shape[-1] + 1, (ROWS, 1))
+        return rng.random(shape) < 0.9
+
+    cuts = rng.integers(1, LENGTH, (ROWS, 1))
+    batch = experiment.program().batch
+    return {
+        name: made(name, box.value.shape).astype(box.value.dtype) for name, box in batch.items()
+    }
+
+
+def shortened(experiment: Any) -> Any:
+    """The experiment with `ROWS` rows, of `LENGTH` tokens where its model reads as many."""
+    fields = {field.name for field in dataclasses.fields(experiment.data)}
+    sizes = {"batch_size": ROWS} | ({"seq_len": LENGTH} if "seq_len" in fields else {})
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **sizes))
 
 
 def loss_and_gradients(experiment: Any, sizes: dict[str, int], devices: Any) -> tuple[float, Any]:
@@ -49,7 +75,7 @@ def loss_and_gradients(experiment: Any, sizes: dict[str, int], devices: Any) -> 
 
     mesh, program = sharding.make_mesh(sharding.MeshConfig(**sizes), devices), experiment.program()
     state = program.initial_state(mesh, seed=0)
-    rows = sharding.Feed(program.batch, mesh)(random_batch(experiment.model.vocab_size))
+    rows = sharding.Feed(program.batch, mesh)(random_batch(experiment))
 
     def loss(params: Any) -> Any:
         return program.eval_loss_fn(params, state.extra, rows, jax.random.key(0))[0]
@@ -91,9 +117,8 @@ def main() -> None:
     print("| milestone | mesh | loss, relative | largest of a gradient, relative | of |")
     print("|---|---|---|---|---|")
     for milestone in LINEAGE:
-        tiny = importlib.import_module(f"experiments.{milestone.name}").experiment("tiny")
-        data = dataclasses.replace(tiny.data, batch_size=ROWS, seq_len=LENGTH)
-        tiny = dataclasses.replace(tiny, data=data)
+        module = importlib.import_module(f"experiments.{milestone.name}")
+        tiny = shortened(module.experiment("tiny"))
         loss, gradients = loss_and_gradients(tiny, dict(data=1), jax.devices()[:1])
         for sizes in SIZES:
             found, others = loss_and_gradients(tiny, sizes, None)

@@ -1,6 +1,5 @@
 """Claims: the arithmetic of a verdict, what is kept of a run, and that every claim runs."""
 
-import importlib
 import json
 import pathlib
 import re
@@ -9,9 +8,11 @@ import numpy as np
 import pytest
 from num2words import num2words
 
-from experiments import arms, claims, seq2seq
-from experiments.claims import Claim, Finding, Study, bootstrap, count, find, ratio_of_means
-from experiments.number_words import num_digits, parts
+from experiments import study
+from experiments.claims.source_reversal import fixed_vector
+from experiments.study import Claim, Finding, Study, bootstrap, count, find, ratio_of_means
+from experiments.study.number_words import num_digits, parts
+from experiments.study.translation import aligned, number_pairs
 from lineage_jax import cli
 from lineage_jax.data.pairs import load_pairs
 from lineage_jax.lineage import LINEAGE
@@ -89,7 +90,7 @@ def made(study, arm):
         return [find("loss", mean, numbers["loss"], wanted=(None, 0.4))]
 
     told = dict(statement="it is so", where="page 1", criterion="0.4", setting="none")
-    return study.claim("gpt", [arm], findings, **told)
+    return study.claim("heads", [arm], findings, milestone="transformer", **told)
 
 
 def test_learning_rates_are_chosen_on_a_seed_that_is_not_counted(tmp_path):
@@ -121,23 +122,23 @@ def test_a_run_with_another_setting_is_not_read_back(tmp_path):
 
 def test_a_claim_is_written_and_read_whole(tmp_path):
     claim = made(Study(folder=tmp_path), Straight("straight", best=1e-2))
-    told = json.loads((tmp_path / "gpt.json").read_text())
+    told = json.loads((tmp_path / "heads.json").read_text())
     assert Claim.from_json(told) == claim
     assert told["passed"] is claim.passed
-    assert claims.read_claims(tmp_path) == [claim]
+    assert study.read_claims(tmp_path) == [claim]
 
 
 def test_the_table_says_which_claims_failed(tmp_path):
     failed = made(Study(folder=tmp_path), Straight("straight", best=1.0))
     assert not failed.passed
-    row = claims.markdown_table([failed]).splitlines()[2]
+    row = study.markdown_table([failed]).splitlines()[2]
     assert "**no**" in row
     assert "**not reproduced**" in row
 
 
 def test_arms_of_one_seed_meet_the_same_pairs(tmp_path):
     forward, backward = (
-        load_pairs(arms.number_pairs(quick=True, cache_dir=str(tmp_path), reverse_source=reverse))
+        load_pairs(number_pairs(quick=True, cache_dir=str(tmp_path), reverse_source=reverse))
         for reverse in (False, True)
     )
     for there, here in (
@@ -151,7 +152,7 @@ def test_arms_of_one_seed_meet_the_same_pairs(tmp_path):
 
 def test_no_number_of_the_claims_is_left_out():
     longest = 777_777_777, 797_797_797  # "-dix -sept": most French words for three digits
-    pairs = arms.number_pairs()
+    pairs = number_pairs()
     for number in longest:
         english, french = (words(num2words(number, lang=lang)) for lang in ("en", "fr"))
         assert len(english) + 1 <= pairs.source_len
@@ -160,9 +161,9 @@ def test_no_number_of_the_claims_is_left_out():
 
 
 def test_a_seed_gives_the_same_numbers_again(tmp_path):
-    pairs = arms.number_pairs(quick=True, cache_dir=str(tmp_path))
+    pairs = number_pairs(quick=True, cache_dir=str(tmp_path))
     first, again, other = (
-        seq2seq.fixed_vector(pairs, "forward").run(seed=seed, learning_rate=1e-2, updates=2)
+        fixed_vector(pairs, "forward").run(seed=seed, learning_rate=1e-2, updates=2)
         for seed in (1, 1, 2)
     )
     assert first == again
@@ -197,8 +198,8 @@ def test_seventy_two_is_told_apart_word_by_word():
 
 def test_attention_may_be_on_a_true_word_or_beside_it():
     source, target = ["five", "hundred", "and", "six"], ["cinq", "cent", "six", ""]
-    assert arms.aligned(source, target, np.array([0, 1, 3, 0])) == [True, True, True]
-    assert arms.aligned(source, target, np.array([2, 3, 0, 0])) == [False, False, False]
+    assert aligned(source, target, np.array([0, 1, 3, 0])) == [True, True, True]
+    assert aligned(source, target, np.array([2, 3, 0, 0])) == [False, False, False]
 
 
 def test_the_readme_has_the_table_of_stored_claims(capsys):
@@ -208,30 +209,26 @@ def test_the_readme_has_the_table_of_stored_claims(capsys):
 
 
 def test_stored_claims_are_full_ones_of_three_seeds_or_more():
-    stored = claims.read_claims()
+    stored = study.read_claims()
     assert stored
     for claim in stored:
         assert claim.form == "full"
         assert all(len(arm["seeds"]) == len(claim.seeds) >= 3 for arm in claim.arms.values())
 
 
-CLAIMED = [
-    one.name
-    for one in LINEAGE
-    if hasattr(importlib.import_module(f"experiments.{one.name}"), "claim")
-]
+CLAIMS = [name for one in LINEAGE for name in one.claims]
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "seq2seq" else pytest.param(name, marks=pytest.mark.slow)
-             for name in CLAIMED]
+    "name", [name if name == "source_reversal" else pytest.param(name, marks=pytest.mark.slow)
+             for name in CLAIMS]
 )  # fmt: skip
 def test_the_quick_form_runs_from_the_command_line(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # pairs and compiled programs are kept there
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     cli.main(["claim", name, "--quick", "--dir", str(tmp_path)])
     out = capsys.readouterr().out
-    (claim,) = claims.read_claims(tmp_path)
+    (claim,) = study.read_claims(tmp_path)
     assert "quick form" in out
     assert claim.form == "quick"
     assert np.isfinite([finding.measured for finding in claim.findings]).all()
@@ -243,7 +240,7 @@ def test_the_quick_form_runs_from_the_command_line(name, tmp_path, capsys, monke
     [
         (["claim"], "wanted `lineage claim NAME`"),
         (["claim", "seq2sec"], "did you mean seq2seq"),
-        (["claim", "gpt", "--all"], "wanted `lineage claim NAME`"),
+        (["claim", "seq2seq", "--all"], "wanted `lineage claim NAME`"),
         (["claim", "gpt"], "gpt has no claim yet"),
     ],
 )

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from experiments import translation
-from experiments.number_words import num_digits, parts
+from experiments.study.number_words import num_digits, parts
+from experiments.study.training import Recipe, train
 from lineage_jax.data.pairs import PairsData, PairsDataset, load_pairs
 from lineage_jax.data.tokenizers import Tokenizer
 from lineage_jax.train.metrics import config_json
-from lineage_jax.train.optim import OptimizerConfig, adamw, learning_rate
-from lineage_jax.train.state import TrainState
-from lineage_jax.train.step import make_train_step, many_steps
+from lineage_jax.train.optim import OptimizerConfig
 from lineage_jax.typing import Params
 
 OPTIMIZER = OptimizerConfig(warmup_steps=50, weight_decay=0.0)
@@ -26,7 +23,6 @@ OPTIMIZER = OptimizerConfig(warmup_steps=50, weight_decay=0.0)
 SPREAD = math.sqrt(1000 / 96)
 """By how much more the weights of 96 units start than those of the papers' 1000 units: then sums
 over units start alike. With the papers' own, 400 updates are too few (`experiments/LOG.md`)."""
-STEPS_PER_CALL = 50  # of one compiled program; it is called again until all updates are made
 
 
 def number_pairs(*, quick: bool = False, **changes: Any) -> PairsData:
@@ -71,40 +67,15 @@ class TranslationArm:
     def run(self, *, seed: int, learning_rate: float, updates: int) -> Mapping[str, float]:
         """Trains from `seed`, and measures on the held-out pairs."""
         pairs = load_pairs(dataclasses.replace(self.data, seed=seed))
-        params = train(self.module, pairs, seed=seed, peak=learning_rate, updates=updates)
+        recipe = Recipe(
+            module=self.module,
+            init=translation.init,
+            loss_fn=translation.loss_fn,
+            optimizer=OPTIMIZER,
+        )
+        stack = pairs.train.stack
+        params = train(recipe, stack, seed=seed, peak=learning_rate, updates=updates)
         return measure(self.module, params, pairs, forward=not self.data.reverse_source)
-
-
-@functools.cache  # compiled once for all seeds and learning rates
-def programs(module: Any) -> tuple[Any, Any]:
-    """The state before the first update, from a seed; and some updates of it."""
-    tx = adamw(OPTIMIZER)
-    loss_fn = translation.loss_fn(module, train=True)
-    step = make_train_step(loss_fn, tx, max_grad_norm=OPTIMIZER.max_grad_norm)
-
-    def start(seed):
-        params = nn.meta.unbox(translation.init(module, jax.random.key(seed)))
-        return TrainState.create(params, tx).replace(seed=seed)
-
-    return jax.jit(start), jax.jit(many_steps(step), donate_argnums=0)
-
-
-def train(module: Any, pairs: PairsDataset, *, seed: int, peak: float, updates: int) -> Params:
-    """The parameters after so many updates.
-
-    Raises:
-      ValueError: an update was not finite.
-    """
-    start, steps = programs(module)
-    optimizer = dataclasses.replace(OPTIMIZER, learning_rate=peak)
-    rates = np.array([learning_rate(optimizer, i, updates) for i in range(updates)], np.float32)
-    state = start(jnp.int32(seed))
-    for first in range(0, updates, STEPS_PER_CALL):
-        some = rates[first : first + STEPS_PER_CALL]
-        state, metrics = steps(state, pairs.train.stack(first, len(some)), some)
-        if metrics["skipped"][0].sum():
-            raise ValueError(f"updates at learning rate {peak:g} were not finite")
-    return state.params
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""One claim, one file: what a paper says, and the comparison that would show it false."""
