@@ -85,21 +85,17 @@ def _read_line(where: str, line: str) -> tuple[Example, bool]:
         raise ValueError(f"{where}: wanted {wanted}, came: {error}") from None
     row = row if isinstance(row, dict) else {}
     prompt, choices, answer = (row.get(name) for name in ("prompt", "choices", "answer"))
-    if isinstance(prompt, str) and choices is None and _is_text(answer):
+    if isinstance(prompt, str) and choices is None and isinstance(answer, str) and answer.strip():
         return Example(prompt.rstrip(), (answer.strip(),), 0, where), False
     if (
         isinstance(prompt, str)
         and isinstance(choices, list)
-        and all(map(_is_text, choices))
+        and all(isinstance(choice, str) and choice.strip() for choice in choices)
         and type(answer) is int
         and 0 <= answer < len(choices)
     ):
         return Example(prompt.rstrip(), tuple(c.strip() for c in choices), answer, where), True
     raise ValueError(f"{where}: wanted {wanted}, came {line.strip()[:80]}")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def draw_shots(num_examples: int, num_shots: int, which: int, seed: int) -> list[int]:
