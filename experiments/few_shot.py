@@ -73,14 +73,6 @@ class Model:
         """The ids of a text, after what stands before any text."""
         return np.append(self.first, self.tokenizer.encode(text))
 
-    @functools.cached_property
-    def _score(self) -> Any:
-        def score(params, tokens, starts, ends):
-            logits, _ = self.module.apply({"params": params}, tokens)
-            return score_continuations(logits, tokens, starts, ends)
-
-        return jax.jit(score)
-
     def log_probs(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Of each (context, continuation): nats of the continuation, and its number of tokens.
 
@@ -94,49 +86,23 @@ class Model:
             same = whole[:size] == alone[:size]
             rows.append(whole)
             starts.append(size if same.all() else int(same.argmin()))
-        found = []
+        score, found = scorer(self.module), []
         for tokens, ends, some in self._batches(rows):
             begin = np.ones(self.batch_size, np.int32)
             begin[: len(some)] = [starts[i] for i in some]
-            found.append([x[: len(some)] for x in self._score(self.params, tokens, begin, ends)])
+            scores = score(self.params, tokens, begin, ends)
+            found.append([x[: len(some)] for x in scores])
         log_probs, counts, _ = (np.concatenate(x) for x in zip(*found, strict=True))
         return log_probs.astype(np.float64), counts
-
-    @functools.cached_property
-    def _search(self) -> Any:
-        def search(params, prompt, lengths, num_tokens, newline, num_beams, alpha):
-            rows, width = prompt.shape
-
-            def apply(tokens, positions, cache):
-                return self.module.apply({"params": params}, tokens, positions, cache=cache)
-
-            def begin(rows):
-                return self.empty_cache(rows, width + num_tokens), jnp.zeros(rows, jnp.int32)
-
-            def decoder(tokens, positions, state):
-                cache, offset = state  # a row's last token stands at position 0 of the search
-                logits, cache = apply(tokens, positions + offset[:, None], cache)
-                return logits, (cache, offset)
-
-            places = jnp.broadcast_to(jnp.arange(width), prompt.shape)
-            _, cache = apply(prompt, places, begin(rows)[0])
-            last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
-            state, axes = (cache, lengths - 1), batch_axes(begin)
-            found, _ = beam_search(
-                decoder, state, axes, last, num_tokens, newline, num_beams=num_beams, alpha=alpha
-            )
-            return found[:, 0]
-
-        return jax.jit(search, static_argnums=(3, 4, 5, 6))
 
     def answers(
         self, contexts: Sequence[str], num_tokens: int, *, num_beams: int, alpha: float
     ) -> list[str]:
         """What is written after each context, up to the end of the line."""
         how = num_tokens, int(self.tokenizer.encode("\n")[-1]), num_beams, alpha
-        written = []
+        search, written = searcher(self.module, self.empty_cache, *how), []
         for tokens, ends, some in self._batches([self.encode(text) for text in contexts]):
-            for ids in np.asarray(self._search(self.params, tokens, ends, *how))[: len(some)]:
+            for ids in np.asarray(search(self.params, tokens, ends))[: len(some)]:
                 text = self.tokenizer.decode(translation.until(ids, self.tokenizer.end_of_text))
                 written.append(text.split("\n")[0].strip())
         return written
@@ -154,6 +120,54 @@ class Model:
                 lengths[row] = len(rows[which])
                 tokens[row, : lengths[row]] = rows[which]
             yield tokens, lengths, some
+
+
+@functools.cache  # a program is compiled once for a module, whatever its parameters
+def scorer(module: Any) -> Any:
+    """Scores continuations of rows, from the module's parameters."""
+
+    def score(params, tokens, starts, ends):
+        logits, _ = module.apply({"params": params}, tokens)
+        return score_continuations(logits, tokens, starts, ends)
+
+    return jax.jit(score)
+
+
+@functools.cache
+def searcher(
+    module: Any,
+    empty_cache: Callable[[int, int], Any],
+    num_tokens: int,
+    newline: int,
+    num_beams: int,
+    alpha: float,
+) -> Any:
+    """Continues rows by beam search, from the module's parameters."""
+
+    def search(params, prompt, lengths):
+        rows, width = prompt.shape
+
+        def apply(tokens, positions, cache):
+            return module.apply({"params": params}, tokens, positions, cache=cache)
+
+        def begin(rows):
+            return empty_cache(rows, width + num_tokens), jnp.zeros(rows, jnp.int32)
+
+        def decoder(tokens, positions, state):
+            cache, offset = state  # a row's last token stands at position 0 of the search
+            logits, cache = apply(tokens, positions + offset[:, None], cache)
+            return logits, (cache, offset)
+
+        places = jnp.broadcast_to(jnp.arange(width), prompt.shape)
+        _, cache = apply(prompt, places, begin(rows)[0])
+        last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
+        state, axes = (cache, lengths - 1), batch_axes(begin)
+        found, _ = beam_search(
+            decoder, state, axes, last, num_tokens, newline, num_beams=num_beams, alpha=alpha
+        )
+        return found[:, 0]
+
+    return jax.jit(search)
 
 
 def few_shot(

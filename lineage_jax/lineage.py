@@ -122,6 +122,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "cached decoding = the full forward pass",
         ),
         notebook="colab/scaling_laws.py",
+        claims=("zero_shot", "in_context"),
     ),
     Milestone(
         name="bert",
@@ -214,6 +215,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on three meshes = one device",
             "cached decoding = the full forward pass, in a cache smaller by H / G",
         ),
+        claims=("smaller_for_longer",),
     ),
 )
 

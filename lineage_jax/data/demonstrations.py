@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from lineage_jax.data.sources import Document, is_held_out
 
 TASKS = ("translation", "sum", "reversal")
-LARGEST = 99  # number that is translated
+LARGEST = 999  # number that is translated
 LARGEST_TERM = 19
 LETTERS, NUM_LETTERS = "abcdef", (2, 4)  # of a word that is reversed
 
