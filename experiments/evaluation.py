@@ -35,7 +35,8 @@ class EvaluateOptions:
     target_path: str | None = None
     """Their translations, line by line."""
     few_shot: str | None = None
-    """Of a language model: a task, examples as .jsonl (`lineage_jax.data.tasks`)."""
+    """Of a language model: a task, a .jsonl of {"prompt", "answer"}, which is to be written, or of
+    {"prompt", "choices", "answer": index}, one of which is to be chosen."""
     shots: str = "0,1,5"
     """How many other examples of the task stand in the context: one number, or several."""
     normalise: Normalise = "tokens"

@@ -99,11 +99,13 @@ class Model:
         self, contexts: Sequence[str], num_tokens: int, *, num_beams: int, alpha: float
     ) -> list[str]:
         """What is written after each context, up to the end of the line."""
-        how = num_tokens, int(self.tokenizer.encode("\n")[-1]), num_beams, alpha
-        search, written = searcher(self.module, self.empty_cache, *how), []
+        end = self.tokenizer.end_of_text
+        newline = int(np.append(end, self.tokenizer.encode("\n"))[-1])  # some drop white space
+        search = searcher(self.module, self.empty_cache, num_tokens, newline, num_beams, alpha)
+        written = []
         for tokens, ends, some in self._batches([self.encode(text) for text in contexts]):
             for ids in np.asarray(search(self.params, tokens, ends))[: len(some)]:
-                text = self.tokenizer.decode(translation.until(ids, self.tokenizer.end_of_text))
+                text = self.tokenizer.decode(translation.until(ids, end))
                 written.append(text.split("\n")[0].strip())
         return written
 

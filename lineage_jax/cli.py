@@ -33,6 +33,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage generate runs/gpt-tiny --prompt "Once"    what a model says; a Hugging Face folder too
   lineage translate runs/transformer-tiny           the lines of standard input, translated
   lineage evaluate runs/transformer-tiny            perplexity, bits per byte, BLEU
+  lineage evaluate runs/gpt-tiny --few-shot t.jsonl a task, with examples of it in the context
   lineage convert runs/gpt-tiny folder              weights for Hugging Face's library
   lineage attention runs/gpt-tiny --text "Once"     where each head looks, as a page
   lineage runs                      the runs in a folder: which are under way, which went wrong

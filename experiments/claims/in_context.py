@@ -84,9 +84,10 @@ def claim(study: Study) -> Claim:
         "rise of accuracy with examples in the large model than in the small; squared error after "
         "2 d points at most twice that of least squares; intervals too",
         setting="in-context learning is trained in, it does not emerge: 2000 updates of 32 rows, "
-        "each of one random mapping from 4 keys to 8 values, or of one linear function of 4 "
-        "numbers with noise of 0.5; three layers, dense, banded and dense, 16 or 64 wide; the "
-        "learning rate of each arm is the best of a grid on a seed that is not counted",
+        "each of one random mapping from 4 keys to 8 values, by three layers, dense, banded and "
+        "dense, 16 or 64 wide; or of 64 rows, each of one linear function of 3 numbers with noise "
+        "of 0.5, 64 wide; the learning rate of each arm is the best of a grid on a seed that is "
+        "not counted",
     )
 
 
@@ -104,7 +105,7 @@ def config(width: int) -> gpt.GPTConfig:
         embed_dim=width,
         num_heads=4,
         vocab_size=NUM_KEYS + NUM_VALUES,
-        max_len=2 * (NUM_SHOTS + 1 + DIM),
+        max_len=2 * (NUM_SHOTS + 1),
         local_window=4,
         init_std=1 / math.sqrt(width),
     )

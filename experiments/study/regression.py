@@ -18,8 +18,8 @@ from lineage_jax.nn import Embed, LayerNorm, Linear, decoder_mask, stack
 from lineage_jax.train.metrics import config_json
 from lineage_jax.typing import Array, Float
 
-DIM, NOISE = 4, 0.5  # without noise least squares would make no mistake, and a ratio say nothing
-ROWS = 32  # in a batch
+DIM, NOISE = 3, 0.5  # without noise least squares would make no mistake, and a ratio say nothing
+ROWS = 64  # in a batch
 
 
 class Regressor(nn.Module):

@@ -108,18 +108,27 @@ def test_examples_that_do_not_fit_are_left_out_and_counted(tmp_path):
         few_shot(scripted(capital, max_len=4), path, (2,))
 
 
+class Unigram:
+    """Says the same of every next byte: " " 0.5, "a" 0.3, "b" 0.2."""
+
+    def apply(self, variables, tokens):
+        ids, shares = jnp.asarray([SPACE, 97, 98]), jnp.asarray([0.5, 0.3, 0.2])
+        logits = jnp.full(257, -20.0).at[ids].set(jnp.log(shares))
+        return jnp.broadcast_to(logits, (*tokens.shape, 257)), None
+
+
+def test_a_continuation_begins_with_the_token_that_joins_it_to_its_context():
+    class Joining(ByteTokenizer):
+        def encode(self, text):  # "q " is one token, as " a" is for most
+            return super().encode(text.replace("q ", "b"))
+
+    model = scripted(None, module=Unigram(), tokenizer=Joining())
+    log_probs, counts = model.log_probs([("q", " a"), ("xq", " a"), ("x", " a")])
+    np.testing.assert_allclose(log_probs, np.log([0.06, 0.06, 0.15]), rtol=1e-5)
+    assert counts.tolist() == [2, 2, 2]
+
+
 def test_the_likeliest_choice_depends_on_what_it_is_compared_by(tmp_path):
-    """A model of bytes without any context, whose probabilities are known."""
-
-    class Unigram:
-        def apply(self, variables, tokens):
-            logits = (
-                jnp.full(257, -20.0)
-                .at[jnp.asarray([SPACE, 97, 98])]
-                .set(jnp.log(jnp.asarray([0.5, 0.3, 0.2])))
-            )
-            return jnp.broadcast_to(logits, (*tokens.shape, 257)), None
-
     model = scripted(None, module=Unigram())
     # By tokens, space included: "a" 0.5 * 0.3, "aaa" 0.5 * 0.3^3: the mean is higher for "a".
     # By characters the space counts for less in "aaa". Less what is alike anyway, all tie at 0.
