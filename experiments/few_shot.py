@@ -112,7 +112,7 @@ class Model:
     def _batches(
         self, rows: Sequence[np.ndarray]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, range]]:
-        """(tokens, lengths, which rows), all of one shape: the last is filled up with a row."""
+        """(tokens, lengths, which rows), all of one shape: the last is filled up, one id a row."""
         width = min(-(-max(map(len, rows)) // WIDTHS) * WIDTHS, self.max_len)
         for first in range(0, len(rows), self.batch_size):
             some = range(first, min(first + self.batch_size, len(rows)))

@@ -63,11 +63,11 @@ def claim(study: Study) -> Claim:
         where="Radford et al. 2019, figures 1 and 4",
         criterion="zero-shot accuracy rises and held-out loss falls at each step from one size to "
         "the next of four, intervals too",
-        setting="1000 updates of 12 x 96 bytes; two layers, 12 to 96 wide; half prose of the "
-        "Python reference, half sentences of tasks: numbers in French, sums, words reversed; a "
-        "question is right if the likeliest per token of four answers is; its case is told nowhere "
-        "in the text; the learning rate of each arm is the best of a grid on a seed that is not "
-        "counted",
+        setting="1000 updates of 12 x 96 bytes; two layers, 12 to 96 wide; a third prose of the "
+        "Python reference, the rest sentences of tasks: numbers in French, sums, words reversed; "
+        "600 questions, right if the likeliest per byte of four answers is, about cases that the "
+        "text tells nowhere; the learning rate of each arm is the best of a grid on a seed that is "
+        "not counted",
     )
 
 
@@ -148,7 +148,7 @@ def mixed_text(seed: int, quick: bool) -> tuple[Batches, Batches]:
 
     def batches(side, heldout, num, **how):
         read = [p.strip() for document in side.documents for p in document.text.split("\n\n")]
-        read = [p for p in read if 40 < len(p) < 300]  # about as much as eight sentences
+        read = [p for p in read if 40 < len(p) < 300]  # half as much as eight sentences
         told = demonstrations(seed, heldout=heldout)
         text = among_text([read[i % len(read)] for i in range(num)], told, cases_per_paragraph=8)
         stream = tokenize(text, ByteTokenizer())
