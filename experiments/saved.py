@@ -12,6 +12,7 @@ from etils import epath
 from lineage_jax import lineage, sharding
 from lineage_jax.pretrained import Pretrained, load
 from lineage_jax.train.checkpoint import Checkpoints
+from lineage_jax.train.state import TrainState
 from lineage_jax.typing import Params
 
 
@@ -37,11 +38,11 @@ def is_run(folder: epath.PathLike) -> bool:
     return (epath.Path(folder).expanduser() / "env.json").exists()
 
 
-def open_run(folder: epath.PathLike) -> Saved:
-    """The settings and the last intact parameters of a run.
+def recorded(folder: epath.PathLike) -> tuple[str, Any]:
+    """The milestone of a run, and its settings.
 
     Raises:
-      OSError: if it is none, or has no checkpoint that is intact.
+      OSError: if it is none.
       ValueError: if its settings are not those of this version.
     """
     place = epath.Path(folder).expanduser()
@@ -51,12 +52,28 @@ def open_run(folder: epath.PathLike) -> Saved:
     name = lineage.find(env.get("milestone", "")).name
     preset = importlib.import_module(f"experiments.{name}").experiment()
     try:
-        experiment = filled(preset, config)
+        return name, filled(preset, config)
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder}: config.json is not of this version ({error})") from error
+
+
+def abstract_state(experiment: Any) -> TrainState:
+    """The shapes of a run's state, all of it on the first device."""
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1), jax.devices()[:1])
+    return experiment.program().abstract_state(mesh)
+
+
+def open_run(folder: epath.PathLike) -> Saved:
+    """The settings and the last intact parameters of a run.
+
+    Raises:
+      OSError: if it is none, or has no checkpoint that is intact.
+      ValueError: if its settings are not those of this version.
+    """
+    name, experiment = recorded(folder)
+    place = epath.Path(folder).expanduser()
     with Checkpoints(place / "checkpoints", keep=None) as checkpoints:
-        restored = checkpoints.restore_latest(experiment.program().abstract_state(mesh))
+        restored = checkpoints.restore_latest(abstract_state(experiment))
     if restored is None:
         raise FileNotFoundError(f"{folder}: no checkpoint was saved yet")
     step, state, _ = restored

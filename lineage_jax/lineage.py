@@ -105,7 +105,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on seven meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
-        claims=("heads",),
+        claims=("path_length", "heads"),
     ),
     Milestone(
         name="gpt",

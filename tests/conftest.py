@@ -19,6 +19,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import pytest  # noqa: E402
 
+from tests.parity_table import (  # noqa: E402, F401
+    kept_errors,
+    pytest_addoption,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+)
+
 
 @pytest.fixture(scope="session")
 def process_environment(tmp_path_factory):

@@ -9,10 +9,13 @@ import pytest
 import yaml
 
 from lineage_jax import cli
+from lineage_jax.cli import milestones, models, scaling, terminal, training
+from lineage_jax.lineage import LINEAGE
 from lineage_jax.pods import CHIPS
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").iterdir()])
+PARITY = ROOT / "docs" / "parity.md"  # which a test run writes
+PAGES = sorted({ROOT / "README.md", *(ROOT / "docs").iterdir()} - {PARITY})
 ENDS = {"&&", "||", "|", ";", ";;"}
 
 
@@ -90,7 +93,7 @@ def test_every_page_has_commands_and_every_command_is_on_a_page():
 )
 def test_a_command_that_is_written_is_read(page, words, monkeypatch, capsys):
     """Up to where the options are known, and no further."""
-    read = cli.options
+    read = terminal.options
 
     class Read(Exception):
         """The options are known."""
@@ -99,7 +102,9 @@ def test_a_command_that_is_written_is_read(page, words, monkeypatch, capsys):
         read(*arguments)
         raise Read
 
-    monkeypatch.setattr(cli, "options", stop)
+    for group in (milestones, models, scaling, training):
+        monkeypatch.setattr(group, "options", stop)
+    monkeypatch.setattr(terminal, "options", stop)  # what `of_a_fit` calls
     if words[0] in ("list", "show"):
         cli.main(words)
     else:
@@ -139,3 +144,9 @@ def test_every_link_between_pages_leads_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?://|#)([^)]+)\)", page.read_text()):
             assert (page.parent / link.split("#")[0]).exists(), f"{page.name}: {link}"
+
+
+def test_every_milestone_is_on_the_page_of_parity():
+    lines = PARITY.read_text().splitlines()
+    systems = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert set(systems) >= {one.name for one in LINEAGE}

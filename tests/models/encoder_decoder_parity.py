@@ -104,7 +104,7 @@ def check_blocks(case: Case, side: str, apply_block: Apply, prefix: str, count: 
         )
         assert_close(y[kept], expected[f"{side}.hidden.{i + 1}"][kept], 1e-5, f"{side} block {i}")
         into = expected[f"{side}.hidden_grad.{i}"]
-        assert_close(x_gradient, into, 1e-5, f"gradient into {side} block {i}")
+        assert_close(x_gradient, into, 1e-5, f"gradient into {side} block {i}", "gradients")
         mine = [name for name in gradients if name.startswith(prefix.format(i))]
         assert len(mine) == count, mine
         for name in mine:

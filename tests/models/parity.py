@@ -23,6 +23,7 @@ from lineage_jax.pretrained.architecture import Architecture
 from lineage_jax.pretrained.tensors import to_ours
 from lineage_jax.pretrained.weights import of, shapes
 from tests.golden import make
+from tests.parity_table import record
 
 FOLDER = pathlib.Path(make.__file__).parent
 
@@ -84,10 +85,11 @@ def cases(names: Iterable[str]) -> list:
     ]
 
 
-def assert_close(ours, theirs, tolerance, what):
+def assert_close(ours, theirs, tolerance, what, of="outputs"):
     """Within `tolerance` of the largest entry of theirs."""
     assert np.shape(ours) == np.shape(theirs), what
     error = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+    record(of, error)
     assert error <= tolerance, f"{what}: relative error {error:.1e} > {tolerance:.0e}"
 
 
@@ -99,7 +101,7 @@ def assert_gradient_close(gradient, expected, name, tolerance):
     theirs = expected[f"grad.{name}"]
     value = name.replace("k_proj.bias", "v_proj.bias").replace("key.bias", "value.bias")
     if value == name:
-        assert_close(gradient, theirs, tolerance, name)
+        assert_close(gradient, theirs, tolerance, name, "gradients")
     else:
         largest = np.abs(expected[f"grad.{value}"]).max()
         assert np.abs(gradient - theirs).max() <= tolerance * largest, name
@@ -164,7 +166,9 @@ def check_blocks(
             case.tensors, expected[f"hidden.{i}"], i, expected[f"hidden_grad.{i + 1}"]
         )
         assert_close(y[kept], expected[f"hidden.{i + 1}"][kept], 1e-5, f"block {i}")
-        assert_close(x_gradient, expected[f"hidden_grad.{i}"], 1e-5, f"gradient into block {i}")
+        assert_close(
+            x_gradient, expected[f"hidden_grad.{i}"], 1e-5, f"gradient into block {i}", "gradients"
+        )
         mine = [name for name in gradients if name.startswith(prefix.format(i))]
         assert len(mine) in count, mine
         for name in mine:

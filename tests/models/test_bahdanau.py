@@ -82,6 +82,7 @@ def by_hand(params, source, tokens):
     return jnp.stack(logits), jnp.stack(rows)
 
 
+@pytest.mark.parity("bahdanau", "a loop over appendix A")
 def test_logits_weights_and_every_gradient_are_those_of_appendix_a_by_hand():
     params = params_of(MODEL)
     rows = [2, 3]  # of 4 and 6 source words, and 1 and 3 target words

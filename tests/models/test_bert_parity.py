@@ -17,6 +17,8 @@ from lineage_jax.objectives.masked import masked_token_loss, pretraining_loss
 from tests.golden import make
 from tests.models.parity import Case, assert_close, golden
 
+pytestmark = pytest.mark.parity
+
 
 def live(name: str) -> Case:
     """The same class in other sizes, with other weights and inputs, computed now."""
@@ -117,7 +119,7 @@ def test_the_gradient_of_every_parameter_is_that_of_transformers(case, ours):
         if moves_nothing(name, case):
             assert np.abs(gradient).max() < 1e-6 > np.abs(expected).max(), name
         else:
-            assert_close(gradient, expected, 1e-4, name)
+            assert_close(gradient, expected, 1e-4, name, "gradients")
 
 
 def test_each_block_and_its_gradients_are_those_of_transformers(case):
@@ -146,11 +148,13 @@ def test_each_block_and_its_gradients_are_those_of_transformers(case):
         cotangent = expected[f"hidden_grad.{i + 1}"]
         y, gradients, x_gradient = block(case.tensors, expected[f"hidden.{i}"], i, cotangent)
         assert_close(y, expected[f"hidden.{i + 1}"], 1e-5, f"block {i}")
-        assert_close(x_gradient, expected[f"hidden_grad.{i}"], 1e-5, f"gradient into block {i}")
+        assert_close(
+            x_gradient, expected[f"hidden_grad.{i}"], 1e-5, f"gradient into block {i}", "gradients"
+        )
         total = {name: total[name] + gradients[name] for name in total}
     # A layer's parameters have a gradient in their layer alone; ALBERT's are the sum over layers.
     mine = [name for name in total if ".layer." in name or "albert_layers" in name]
     assert len(mine) == 16 * (1 if shared_by_all else c.num_layers)
     for name in mine:
         if not moves_nothing(name, case):
-            assert_close(total[name], expected[f"grad.{name}"], 1e-5, name)
+            assert_close(total[name], expected[f"grad.{name}"], 1e-5, name, "gradients")

@@ -8,6 +8,8 @@ from lineage_jax.models.gpt import Block, windows
 from lineage_jax.nn import Mask
 from tests.models.parity import cases, check_blocks, check_end_to_end, golden
 
+pytestmark = pytest.mark.parity
+
 
 @pytest.fixture(scope="module", params=cases(["gpt1", "gpt2", "gpt_neo"]))
 def case(request):

@@ -7,6 +7,8 @@ from lineage_jax.models.llama import Block
 from lineage_jax.nn import Mask
 from tests.models.parity import cases, check_blocks, check_end_to_end
 
+pytestmark = pytest.mark.parity
+
 
 @pytest.fixture(scope="module", params=cases(["llama", "llama_tied", "llama_scaled", "mistral"]))
 def case(request):

@@ -129,6 +129,7 @@ def by_hand(config, params, source, tokens):
     return jnp.stack(logits), jnp.stack(rows)
 
 
+@pytest.mark.parity("luong", "a loop over section 3")
 @each_kind
 def test_logits_weights_and_every_gradient_are_those_of_section_3_by_hand(kind):
     # A source longer than the windows; two words, as the second one reads what the first saw.

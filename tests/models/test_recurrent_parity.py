@@ -92,6 +92,7 @@ def run_recurrence(kind, tensors, inputs, mask):
     return {"outputs": jnp.where(mask[..., None], x, 0.0), **states}
 
 
+@pytest.mark.parity("recurrent layers", "`torch.nn` LSTM and GRU")
 @sources
 @pytest.mark.parametrize(("kind", "folder"), [("LSTM", "torch_lstm"), ("GRU", "torch_gru")])
 def test_outputs_states_and_gradients_are_those_of_torch_on_packed_sequences(load, kind, folder):
@@ -118,10 +119,11 @@ def test_outputs_states_and_gradients_are_those_of_torch_on_packed_sequences(loa
             # The two units are the same where the candidate's matrix is diagonal: so are the
             # gradients along the diagonal, and no others.
             candidate = jnp.diagonal(gradient[2 * UNITS :])
-            assert_close(candidate, np.diagonal(theirs[2 * UNITS :]), 1e-5, name)
+            theirs_there = np.diagonal(theirs[2 * UNITS :])
+            assert_close(candidate, theirs_there, 1e-5, name, "gradients")
         if kind == "GRU" and "_hh" in name:
             gradient, theirs = gradient[: 2 * UNITS], theirs[: 2 * UNITS]
-        assert_close(gradient, theirs, 1e-5, name)
+        assert_close(gradient, theirs, 1e-5, name, "gradients")
 
 
 def stacked_lstm(tensors, prefix):
@@ -130,6 +132,7 @@ def stacked_lstm(tensors, prefix):
     return {f"layer_{i}": lstm_params(theirs, f"l{i}") for i in range(len(names) // 4)}
 
 
+@pytest.mark.parity("seq2seq", "`torch.nn` LSTM, twice")
 @sources
 def test_the_encoder_decoder_is_two_of_torch_in_loss_logits_and_every_gradient(load):
     tensors, inputs, expected = load("torch_seq2seq")
@@ -168,4 +171,4 @@ def test_the_encoder_decoder_is_two_of_torch_in_loss_logits_and_every_gradient(l
     assert_close(loss, expected["loss"], 1e-4, "loss")
     assert_close(logits[kept], expected["logits"][kept], 1e-4, "logits")
     for name, gradient in gradients.items():
-        assert_close(gradient, expected[f"grad.{name}"], 1e-4, name)
+        assert_close(gradient, expected[f"grad.{name}"], 1e-4, name, "gradients")

@@ -32,6 +32,9 @@ class WithoutBiases(Case):
         return super().params({**tensors, **self.biases})
 
 
+pytestmark = pytest.mark.parity
+
+
 @pytest.fixture(scope="module", params=[*cases(["t5", "t5_v1_1"], **ODD), SILU])
 def case(request):
     return request.param()

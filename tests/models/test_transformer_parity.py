@@ -13,6 +13,9 @@ ODD = dict(
 )  # fmt: skip
 
 
+pytestmark = pytest.mark.parity
+
+
 @pytest.fixture(scope="module", params=cases(["marian", "marian_apart"], **ODD))
 def case(request):
     return request.param()

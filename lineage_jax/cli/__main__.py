@@ -1,0 +1,3 @@
+from lineage_jax.cli import main
+
+main()
