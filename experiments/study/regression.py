@@ -23,7 +23,7 @@ ROWS = 64  # in a batch
 
 
 class Regressor(nn.Module):
-    """GPT's blocks between linear maps, from points to numbers (Garg et al. 2022, section 3)."""
+    """GPT's blocks between linear maps, from points to numbers (Garg et al. 2022, section 2)."""
 
     config: gpt.GPTConfig
 
@@ -94,7 +94,7 @@ def regressor_init(module, key):
 
 
 def squared_error(module, *, train):
-    """Mean squared error over all points, as Garg et al. 2022, equation 2."""
+    """Mean squared error over all points (Garg et al. 2022, section 2)."""
 
     def loss(params, extra, batch, rng):
         errors = jnp.square(regressor_program(module)(params, batch["x"], batch["y"]) - batch["y"])
