@@ -36,6 +36,7 @@ from lineage_jax.pretrained import Pretrained
 from lineage_jax.pretrained.weights import ARCHITECTURES
 from lineage_jax.sampling.beam import batch_axes, beam_search
 from lineage_jax.sampling.decode import Decoder, Sampling, generate, stream
+from lineage_jax.sampling.layout import for_decoding
 from lineage_jax.typing import Params
 
 LANGUAGE_MODELS: dict[type, tuple[Callable[[Any], nn.Module], Callable[..., Any]]] = {
@@ -124,7 +125,7 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
     for row, ids in zip(prompt, rows, strict=True):
         row[: len(ids)] = ids
     lengths = jnp.asarray([len(ids) for ids in rows])
-    decoder = bound(module, params)
+    decoder = bound(module, laid_out(params))
     cache = empty_cache(config, len(rows), longest + options.num_tokens)
     told: dict[str, Any] = dict(
         num_tokens=options.num_tokens,
@@ -149,6 +150,11 @@ def bound(module: nn.Module, params: Params) -> Decoder:
         return module.apply({"params": params}, tokens, positions, cache=cache)
 
     return decoder
+
+
+def laid_out(params: Params) -> Params:
+    """For decoding here: a CPU wants them otherwise than they are trained."""
+    return jax.jit(for_decoding)(params) if jax.default_backend() == "cpu" else params
 
 
 def pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
@@ -252,13 +258,14 @@ def translate_lines(
         )  # fmt: skip
         return found[:, 0]
 
+    laid = laid_out(params)
     for first in range(0, len(sentences), options.batch_size):
         some = sentences[first : first + options.batch_size]
         rows = [
             np.append(source_tokenizer.encode(one), source_tokenizer.end_of_text) for one in some
         ]
         source, mask = padded(rows, options.batch_size, source_len, reverse)
-        found = np.asarray(search(params, jnp.asarray(source), jnp.asarray(mask)))
+        found = np.asarray(search(laid, jnp.asarray(source), jnp.asarray(mask)))
         for ids in found[: len(some)]:
             yield tokenizer.decode(translation.until(ids, end))
 

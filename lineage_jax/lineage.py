@@ -55,6 +55,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "decoding token by token = the whole",
         ),
         claims=("source_reversal",),
+        notebook="colab/01_bottleneck_and_attention.py",
     ),
     Milestone(
         name="bahdanau",
@@ -72,6 +73,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "decoding token by token = the whole",
         ),
         claims=("long_sentences",),
+        notebook="colab/01_bottleneck_and_attention.py",
     ),
     Milestone(
         name="luong",
@@ -89,6 +91,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "decoding token by token = the whole",
         ),
         claims=("attention_scores",),
+        notebook="colab/01_bottleneck_and_attention.py",
     ),
     Milestone(
         name="transformer",
@@ -106,6 +109,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
         claims=("path_length", "heads"),
+        notebook="colab/01_bottleneck_and_attention.py",
     ),
     Milestone(
         name="gpt",
@@ -216,6 +220,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "cached decoding = the full forward pass, in a cache smaller by H / G",
         ),
         claims=("smaller_for_longer",),
+        notebook="colab/03_llama_from_gpt.py",
     ),
 )
 

@@ -28,6 +28,18 @@ def test_the_training_step_is_timed_against_pytorch_on_equal_losses(tmp_path):
     assert set(told["seconds"]) == {"lineage_jax", "torch", "torch fused"}
 
 
+@pytest.mark.slow
+@pytest.mark.oracle
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs the `oracle` extra")
+def test_decoding_is_timed_against_transformers_on_equal_tokens(tmp_path, process_environment):
+    result = tmp_path / "result.json"
+    command = [sys.executable, "-m", "experiments.benchmarks.decoding", "--quick"]
+    subprocess.run([*command, "--json", str(result)], check=True, env=process_environment)
+    for told in json.loads(result.read_text())["results"]:
+        low, high = told["interval"]
+        assert low <= told["ratio"] <= high
+
+
 def test_without_pytorch_it_says_what_to_install():
     script = (
         "import sys; sys.modules['torch'] = None\n"

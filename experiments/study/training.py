@@ -45,8 +45,8 @@ def programs(recipe: Recipe) -> tuple[Any, Any, Any]:
     def init(seed):
         return nn.meta.unbox(recipe.init(recipe.module, jax.random.key(seed)))
 
-    def start(params, seed):
-        return TrainState.create(params, tx).replace(seed=seed)
+    def start(params, extra, seed):
+        return TrainState.create(params, tx, extra=extra).replace(seed=seed)
 
     return jax.jit(init), jax.jit(start), jax.jit(many_steps(step), donate_argnums=0)
 
@@ -59,6 +59,7 @@ def train(
     peak: float,
     updates: int,
     params: Params | None = None,
+    extra: Any = None,
 ) -> Params:
     """The parameters after so many updates.
 
@@ -69,6 +70,7 @@ def train(
       peak: of the learning rate.
       updates: how many; the schedule ends with them.
       params: to begin with, in place of the recipe's own.
+      extra: what the objective reads besides, such as a teacher.
 
     Raises:
       ValueError: an update was not finite.
@@ -76,7 +78,8 @@ def train(
     init, start, steps = programs(recipe)
     optimizer = dataclasses.replace(recipe.optimizer, learning_rate=peak)
     rates = np.array([learning_rate(optimizer, i, updates) for i in range(updates)], np.float32)
-    state = start(init(jnp.int32(seed)) if params is None else params, jnp.int32(seed))
+    params = init(jnp.int32(seed)) if params is None else params
+    state = start(params, extra, jnp.int32(seed))
     for first in range(0, updates, STEPS_PER_CALL):
         some = rates[first : first + STEPS_PER_CALL]
         state, metrics = steps(state, stack(first, len(some)), some)

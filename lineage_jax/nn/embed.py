@@ -1,10 +1,14 @@
 """Tables of vectors, looked up by id."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from lineage_jax.typing import Array, DTypeLike, Float, Int
+
+COLUMNS = "columns"
 
 
 @jax.custom_vjp
@@ -56,4 +60,8 @@ class Embed(nn.Module):
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores each id by the inner product with its row; float32."""
+        if self.has_variable("params", COLUMNS):  # the table turned round, for decoding
+            columns: Any = self.get_variable("params", COLUMNS)
+            columns = columns.astype(x.dtype)
+            return jnp.einsum("btd,dv->btv", x, columns, preferred_element_type=jnp.float32)
         return inner_products(x, self.table.astype(x.dtype))

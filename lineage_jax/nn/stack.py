@@ -1,9 +1,10 @@
 """Depth: one block, repeated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from lineage_jax.nn.attention import HEADS
@@ -11,11 +12,15 @@ from lineage_jax.nn.fused import ATTENDED
 from lineage_jax.nn.linear import INNER, OUTER
 from lineage_jax.nn.pipeline import pipeline, schedule
 from lineage_jax.nn.split import split, ways
+from lineage_jax.typing import Params
 
 Remat = Literal["none", "dots", "inner", "attention", "full"]
 """What the backward pass recomputes of a block: nothing; all but matrix products and attention; of
 the products those back to the width of the block, too, which `tensor` does not split; all but
 attention, from its heads to what they attended to; or all of it."""
+
+LAYER = "layer_{}"
+FIRST = LAYER.format(0)
 
 POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(INNER, OUTER, HEADS, ATTENDED),
@@ -31,7 +36,8 @@ def stack(
     """A module of `num_layers` blocks in turn, as one `lax.scan`, compiled once for any depth.
 
     Where the mesh splits the layers, whole sequences pass through them as a pipeline instead
-    (`lineage_jax.nn.pipeline`); blocks that return an output, such as a cache, stay a scan.
+    (`lineage_jax.nn.pipeline`); blocks that return an output, such as a cache, stay a scan. Given
+    parameters that were taken `apart`, it is a plain loop.
 
     Args:
       block: a module whose call takes `(x, shared, per_layer)` and returns `(x, output)`, where
@@ -67,10 +73,18 @@ def stack(
             return block(*fields).apply({"params": params}, x, shared, per_layer, rngs=rngs)
 
         def call(x: jax.Array, shared: Any, per_layer: Any) -> tuple[jax.Array, Any]:
+            params = {} if blocks.is_initializing() else blocks.variables["params"]
+            if FIRST in params:
+                outputs = []
+                for i in range(num_layers):
+                    here = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+                    x, output = layer(x, shared, (params[LAYER.format(i)], here), None)
+                    outputs.append(output)
+                return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
             stages = split("layers")
-            if stages is None or blocks.is_initializing():
+            if stages is None or not params:
                 return blocks(x, shared, per_layer)
-            layers = (blocks.variables["params"], per_layer)
+            layers = (params, per_layer)
             first = jax.tree.map(lambda leaf: leaf[0], layers)
             key = blocks.make_rng("dropout") if blocks.has_rng("dropout") else None
             _, output = jax.eval_shape(layer, x, shared, first, key)
@@ -84,3 +98,22 @@ def stack(
         return call
 
     return build
+
+
+def apart(params: Params, name: str = "blocks") -> Params:
+    """Parameters whose stacks of layers, dicts called `name`, are dicts of layers instead.
+
+    A scan copies each layer out of the stack before it is used; where little else is done with it,
+    as for one token, that takes as long again.
+    """
+    found: dict[str, Any] = {}
+    for key, value in params.items():
+        if key == name:
+            depth = len(jax.tree.leaves(value)[0])
+            found[key] = {
+                LAYER.format(i): jax.tree.map(lambda leaf, i=i: leaf[i], value)
+                for i in range(depth)
+            }
+        else:
+            found[key] = apart(value, name) if isinstance(value, Mapping) else value
+    return found
