@@ -1,4 +1,4 @@
-"""How good a trained model is: on what its run kept from training, or on text that is given."""
+"""How good a trained model is: on what its run kept from training, on text, or on a task."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from experiments import language, speaking
+from experiments.few_shot import Model, Normalise, few_shot
 from experiments.saved import Saved, open_model
 from lineage_jax import sharding
 from lineage_jax.data.packing import Batches
@@ -33,18 +34,39 @@ class EvaluateOptions:
     """Of a translator: sentences, one a line."""
     target_path: str | None = None
     """Their translations, line by line."""
+    few_shot: str | None = None
+    """Of a language model: a task, a .jsonl of {"prompt", "answer"}, which is to be written, or of
+    {"prompt", "choices", "answer": index}, one of which is to be chosen."""
+    shots: str = "0,1,5"
+    """How many other examples of the task stand in the context: one number, or several."""
+    normalise: Normalise = "tokens"
+    """How a task's choices are compared, whatever their length (`experiments.few_shot`)."""
+    seed: int = 0
+    """Of the draw of examples."""
     batch_size: int = 8
-    """Rows at a time of text that is given."""
+    """Rows at a time of text that is given, and of a task."""
     num_beams: int = 4
-    """Of translations (Vaswani et al. 2017, section 6.1)."""
+    """Of translations (Vaswani et al. 2017, section 6.1), and of a task's answers (Brown et al.
+    2020, section 2.4)."""
     alpha: float = 0.6
-    """Of the penalty on short translations (Vaswani et al. 2017, section 6.1)."""
+    """Of the penalty on short ones (the same sections)."""
 
     def __post_init__(self):
         if (self.source_path is None) != (self.target_path is None):
             raise ValueError("wanted --source-path and --target-path, came one of them")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.path is not None and self.few_shot is not None:
+            raise ValueError("wanted --path or --few-shot, came both")
+        self.num_shots  # noqa: B018, refuses what are no numbers before anything is read
+
+    @property
+    def num_shots(self) -> tuple[int, ...]:
+        """The numbers of `shots`."""
+        parts = self.shots.split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            raise ValueError(f"wanted --shots as in 0,1,5, came {self.shots!r}")
+        return tuple(map(int, parts))
 
 
 def evaluate(
@@ -53,8 +75,9 @@ def evaluate(
     """Numbers by name, of a run or of a Hugging Face folder.
 
     Of a language model: loss (nats a token), perplexity, accuracy and, where the text is known,
-    bits per byte. Of a classifier: loss (nats a text) and accuracy. Of a translator, BLEU and chrF
-    by sacrebleu. Of a run on its own held-out data, all that its evaluations hold, besides.
+    bits per byte; of a task, how much of it is right by the number of examples shown. Of a
+    classifier: loss (nats a text) and accuracy. Of a translator, BLEU and chrF by sacrebleu. Of a
+    run on its own held-out data, all that its evaluations hold, besides.
 
     Args:
       folder: which.
@@ -67,10 +90,12 @@ def evaluate(
     opened = open_model(folder)
     config, _ = speaking.config_and_params(opened)
     translates = type(config) in speaking.TRANSLATORS
-    if options.path is not None:
+    if options.path is not None or options.few_shot is not None:
         if type(config) not in speaking.LANGUAGE_MODELS:
             raise speaking.no_language_model(folder, opened)
-        return on_text(folder, opened, options)
+        if options.path is not None:
+            return on_text(folder, opened, options)
+        return on_task(folder, opened, options)
     if options.source_path is not None and options.target_path is not None:
         if not translates:
             raise ValueError(f"{folder}: wanted a translator, got {type(config).__name__}")
@@ -79,7 +104,8 @@ def evaluate(
         return translated(folder, zip(*sides, strict=True), options, say)
     if isinstance(opened, Pretrained):
         raise ValueError(
-            f"{folder}: wanted --path, or --source-path and --target-path, to evaluate it on"
+            f"{folder}: wanted --path, --few-shot, or --source-path and --target-path, to evaluate "
+            "it on"
         )
     found = on_its_own(opened)
     if translates:
@@ -123,6 +149,20 @@ def on_text(folder: str, opened: Saved | Pretrained, options: EvaluateOptions) -
     means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
     known = None if stream.num_bytes is None else stream.num_bytes / stream.num_targets
     return with_perplexity(language.with_bits_per_byte(means, known))
+
+
+def on_task(folder: str, opened: Saved | Pretrained, options: EvaluateOptions) -> dict[str, float]:
+    """A language model on a task that it is shown examples of."""
+    assert options.few_shot is not None
+    return few_shot(
+        Model.of(folder, opened, options.batch_size),
+        options.few_shot,
+        options.num_shots,
+        normalise=options.normalise,
+        num_beams=options.num_beams,
+        alpha=options.alpha,
+        seed=options.seed,
+    )
 
 
 def with_perplexity(means: Mapping[str, float]) -> dict[str, float]:

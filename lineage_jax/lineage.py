@@ -142,7 +142,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on three meshes = one device",
             "cached decoding = the full forward pass",
         ),
-        claims=("transfer",),
+        claims=("transfer", "zero_shot", "in_context"),
         notebook="colab/scaling_laws.py",
     ),
     Milestone(
@@ -240,6 +240,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on three meshes = one device",
             "cached decoding = the full forward pass, in a cache smaller by H / G",
         ),
+        claims=("smaller_for_longer",),
         notebook="colab/03_llama_from_gpt.py",
     ),
 )

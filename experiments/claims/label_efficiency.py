@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,6 @@ from lineage_jax.train.state import TrainState
 from lineage_jax.train.step import make_train_step, many_steps
 from lineage_jax.typing import Params
 
-CACHE = "~/.cache/lineage_jax"
 STEPS_PER_CALL = 20
 
 
@@ -56,7 +56,7 @@ class Reading:
 
     def tokenizer(self) -> Tokenizer:
         """A byte-pair encoding of the general text."""
-        return train_cached("bpe", [self.corpus()], self.model.vocab_size, CACHE)
+        return train_cached("bpe", [self.corpus()], self.model.vocab_size, TextData.cache_dir)
 
     def corpus(self) -> Corpus:
         """The general text."""
@@ -86,7 +86,8 @@ def read(reading: Reading) -> Params:
             optimizer=optimizer,
             train=TrainConfig(num_steps=updates),
         )
-        stream = tokenize_cached(corpus, reading.tokenizer(), CACHE)
+        cache = os.path.expanduser(TextData.cache_dir)
+        stream = tokenize_cached(corpus, reading.tokenizer(), cache)
         batches = Batches(stream, batch_size=text.batch_size, seq_len=text.seq_len)
         params = trained(
             compiled(made.program()), batches.stack, optimizer, updates, 0, params

@@ -17,6 +17,7 @@ from experiments.ulmfit import PenaltyConfig, loss_fn
 from lineage_jax.data.packing import Batches
 from lineage_jax.data.sources import Corpus, split_documents
 from lineage_jax.data.standard_library import python_text
+from lineage_jax.data.text import TextData
 from lineage_jax.data.tokens import tokenize
 from lineage_jax.data.train_tokenizers import train_cached
 from lineage_jax.models.ulmfit import ULMFiT, ULMFiTConfig
@@ -49,7 +50,7 @@ def topics(data: TopicsData) -> tuple[Any, Batches]:
     prose = Corpus("topics", tuple(d for d in whole.documents if d.name.startswith("topics/")))
     train, heldout = split_documents(prose, data.heldout_fraction)
     train = Corpus("topics", train.documents[: data.num_topics])
-    tokenizer = train_cached("bpe", [train], data.vocab_size, "~/.cache/lineage_jax")
+    tokenizer = train_cached("bpe", [train], data.vocab_size, TextData.cache_dir)
     sides = [tokenize(side.documents, tokenizer) for side in (train, heldout)]
     sizes: Any = dict(batch_size=data.batch_size, seq_len=data.seq_len)
     shuffled = functools.partial(Batches, sides[0], **sizes)

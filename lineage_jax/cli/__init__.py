@@ -25,6 +25,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage generate runs/gpt-tiny --prompt "Once"    what a model says; a Hugging Face folder too
   lineage translate runs/transformer-tiny           the lines of standard input, translated
   lineage evaluate runs/transformer-tiny            perplexity, bits per byte, BLEU
+  lineage evaluate runs/gpt-tiny --few-shot t.jsonl a task, with examples of it in the context
   lineage average runs/transformer-tiny             the mean of its last checkpoints, as a run
   lineage convert runs/gpt-tiny folder              weights for Hugging Face's library
   lineage attention runs/gpt-tiny --text "Once"     where each head looks, as a page
