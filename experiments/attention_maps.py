@@ -11,9 +11,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from experiments import speaking
+from experiments.converting import of_run
 from experiments.saved import Saved, open_model
-from lineage_jax.data.tokenizers import Tokenizer, load_tokenizer
-from lineage_jax.pretrained import Pretrained
+from experiments.translating import TranslateOptions, Translator, translate_lines
+from lineage_jax.data.tokenizers import Tokenizer
 
 PAGE = pathlib.Path(__file__).with_name("attention_maps.html")
 
@@ -54,26 +55,23 @@ def attention_maps(folder: str, text: str, target: str | None = None) -> list[Ma
     opened = open_model(folder)
     config, params = speaking.config_and_params(opened)
     inputs: tuple[np.ndarray, ...]
-    source_tokenizer, tokenizer = tokenizers(folder, opened)
     if type(config) in speaking.TRANSLATORS:
-        module = speaking.TRANSLATORS[type(config)](config)
-        ids = np.append(source_tokenizer.encode(text), source_tokenizer.end_of_text)
-        if isinstance(opened, Saved) and opened.experiment.data.reverse_source:
+        translator = Translator.of(folder, opened)
+        module, ids = translator.module, translator.source(text)
+        if translator.reverse:
             ids = np.append(ids[-2::-1], ids[-1:])
         if target is None:
-            options = speaking.TranslateOptions(num_beams=1)
-            target = next(iter(speaking.translate_lines(folder, [text], options)))
-        start = tokenizer.end_of_text
-        if isinstance(opened, Pretrained):
-            start = opened.theirs["decoder_start_token_id"]
-        tokens = np.append([start], tokenizer.encode(target))
-        inputs, sides = (ids, tokens), (words(source_tokenizer, ids), words(tokenizer, tokens))
+            target = next(iter(translate_lines(folder, [text], TranslateOptions(num_beams=1))))
+        tokens = np.append([translator.start], translator.tokenizer.encode(target))
+        sides = words(translator.source_tokenizer, ids), words(translator.tokenizer, tokens)
+        inputs = ids, tokens
     else:
+        tokenizer = speaking.text_tokenizer(folder, opened)
         if type(config) in speaking.LANGUAGE_MODELS:
             module = speaking.LANGUAGE_MODELS[type(config)][0](config)
             ids = np.append(speaking.first_token(opened, tokenizer), tokenizer.encode(text))
         elif type(config) in speaking.ENCODERS:
-            found = speaking.of_run(opened) if isinstance(opened, Saved) else opened
+            found = of_run(opened) if isinstance(opened, Saved) else opened
             module, params, ids = found.module, found.params, tokenizer.encode(text)
         else:
             raise ValueError(f"{folder}: a {type(config).__name__} is not shown")
@@ -101,14 +99,6 @@ def named(
     looks = source if path[0] == "encoder" else target
     keys = source if "cross_attention" in path else looks
     return Maps(name.replace("_", " "), looks, keys, weights)
-
-
-def tokenizers(folder: str, opened: Saved | Pretrained) -> tuple[Tokenizer, Tokenizer]:
-    """Of source and target, which may be one."""
-    if isinstance(opened, Pretrained):
-        return (load_tokenizer(folder),) * 2
-    both = speaking.tokenizers_of(opened)
-    return both[0], both[-1]
 
 
 def words(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> tuple[str, ...]:

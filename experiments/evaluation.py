@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import language, speaking
+from experiments import language, speaking, translating
 from experiments.few_shot import Model, Normalise, few_shot
 from experiments.saved import Saved, open_model
 from lineage_jax import sharding
 from lineage_jax.data.packing import Batches
-from lineage_jax.data.pairs import load_pairs
+from lineage_jax.data.pairs import PairsData, load_pairs
 from lineage_jax.data.parallel_text import read_parallel_text
 from lineage_jax.data.sources import read_text
 from lineage_jax.data.tokens import tokenize
@@ -108,7 +108,7 @@ def evaluate(
             "it on"
         )
     found = on_its_own(opened)
-    if translates:
+    if isinstance(opened.experiment.data, PairsData):
         kept = load_pairs(opened.experiment.data).heldout_pairs
         found |= translated(folder, kept, options, say)
     return found
@@ -188,9 +188,9 @@ def translated(
             "BLEU needs the `sacrebleu` package: pip install 'lineage-jax[evaluate]'"
         ) from None
     sources, references = zip(*pairs, strict=True)
-    how = speaking.TranslateOptions(num_beams=options.num_beams, alpha=options.alpha)
+    how = translating.TranslateOptions(num_beams=options.num_beams, alpha=options.alpha)
     say(f"translating {len(sources)} sentences")
-    written = list(speaking.translate_lines(folder, sources, how))
+    written = list(translating.translate_lines(folder, sources, how))
     return {
         "bleu": sacrebleu.corpus_bleu(written, [list(references)]).score,
         "chrf": sacrebleu.corpus_chrf(written, [list(references)]).score,

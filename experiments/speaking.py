@@ -1,11 +1,8 @@
-"""What a trained model says: text continued, sentences translated, weights for others to load."""
+"""What a trained model says: which kind each is, its tokens, and how a text goes on."""
 
 import dataclasses
 import functools
-import os
-import pathlib
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import jax
@@ -16,7 +13,7 @@ from flax import linen as nn
 
 from experiments import translation
 from experiments.saved import Saved, open_model
-from lineage_jax.data.labelled import LabelledData, load_labelled, read_labels
+from lineage_jax.data.labelled import LabelledData, load_labelled
 from lineage_jax.data.pairs import PairsData, load_pairs
 from lineage_jax.data.text import load_text
 from lineage_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -35,8 +32,6 @@ from lineage_jax.models import (
     ulmfit,
 )
 from lineage_jax.pretrained import Pretrained
-from lineage_jax.pretrained.weights import ARCHITECTURES
-from lineage_jax.sampling.beam import batch_axes, beam_search
 from lineage_jax.sampling.decode import Decoder, Sampling, generate, stream
 from lineage_jax.sampling.layout import for_decoding
 from lineage_jax.typing import Params
@@ -53,6 +48,7 @@ TRANSLATORS: dict[type, Callable[[Any], nn.Module]] = {
     bahdanau.BahdanauConfig: bahdanau.Bahdanau,
     luong.LuongConfig: luong.Luong,
     transformer.TransformerConfig: transformer.Transformer,
+    t5.T5Config: t5.T5,
 }
 """Config -> the module."""
 
@@ -202,139 +198,6 @@ def first_token(opened: Saved | Pretrained, tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.end_of_text if begin is None else begin]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TranslateOptions:
-    """How sentences are translated."""
-
-    text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A sentence, or several; lines of standard input if not given."""
-    num_beams: int = 4
-    """Translations kept at each token (Vaswani et al. 2017, section 6.1); 1 keeps the likeliest."""
-    alpha: float = 0.6
-    """Of the penalty on short translations (Vaswani et al. 2017, section 6.1)."""
-    batch_size: int = 32
-    """Sentences at a time."""
-
-    def __post_init__(self):
-        for name in ("num_beams", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-def translate_lines(
-    folder: str, sentences: Sequence[str], options: TranslateOptions
-) -> Iterator[str]:
-    """The likeliest translation of each sentence that beam search finds.
-
-    Args:
-      folder: a run of a translator, or a Hugging Face folder of one with a tokenizer.
-      sentences: to be translated.
-      options: see there.
-
-    Raises:
-      OSError, ValueError: if the folder is neither, or a sentence is too long for the model.
-    """
-    opened = open_model(folder)
-    config, params = config_and_params(opened)
-    if type(config) not in TRANSLATORS:
-        raise ValueError(f"{folder}: wanted a translator, got {type(config).__name__}")
-    module = TRANSLATORS[type(config)](config)
-    if isinstance(opened, Saved):
-        data = opened.experiment.data
-        source_tokenizer, tokenizer = tokenizers_of(opened)
-        source_len, length = data.source_len, data.target_len
-        start, reverse = tokenizer.end_of_text, data.reverse_source
-    else:
-        source_tokenizer = tokenizer = load_tokenizer(folder)
-        source_len = length = config.max_len
-        start, reverse = opened.theirs["decoder_start_token_id"], False
-    end = tokenizer.end_of_text
-
-    @jax.jit
-    def search(params, source, mask):
-        variables = {"params": params}
-
-        def begin(rows):
-            ids, real = jnp.zeros((rows, source_len), jnp.int32), jnp.ones((rows, source_len), bool)
-            return module.apply(variables, ids, real, length, method="start")
-
-        def decoder(tokens, positions, cache, mask=None):
-            return module.apply(variables, tokens, positions, cache, mask, method="decode")
-
-        cache = module.apply(variables, source, mask, length, method="start")
-        starts = jnp.full(source.shape[0], start, jnp.int32)
-        found, _ = beam_search(
-            decoder, cache, batch_axes(begin), starts, length - 1, end,
-            num_beams=options.num_beams, alpha=options.alpha,
-        )  # fmt: skip
-        return found[:, 0]
-
-    laid = laid_out(params)
-    for first in range(0, len(sentences), options.batch_size):
-        some = sentences[first : first + options.batch_size]
-        rows = [
-            np.append(source_tokenizer.encode(one), source_tokenizer.end_of_text) for one in some
-        ]
-        source, mask = padded(rows, options.batch_size, source_len, reverse)
-        found = np.asarray(search(laid, jnp.asarray(source), jnp.asarray(mask)))
-        for ids in found[: len(some)]:
-            yield tokenizer.decode(translation.until(ids, end))
-
-
-def padded(
-    rows: Sequence[np.ndarray], count: int, length: int, reverse: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences, each closed with its end, as a batch of `count` rows and its mask.
-
-    Raises:
-      ValueError: if one is longer than `length`.
-    """
-    source, mask = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
-    mask[len(rows) :, 0] = True  # a row of padding alone would average over nothing
-    for i, ids in enumerate(rows):
-        if len(ids) > length:
-            raise ValueError(f"sentence {i + 1} has {len(ids)} tokens, more than the {length} read")
-        ids = np.append(ids[-2::-1], ids[-1:]) if reverse else ids
-        source[i, : len(ids)], mask[i, : len(ids)] = ids, True
-    return source, mask
-
-
-def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
-    """Writes a run of ours, or a Hugging Face folder, as a Hugging Face folder.
-
-    Returns:
-      A line that says what was written.
-
-    Raises:
-      OSError, ValueError: if the source is neither, theirs has no class for it, or the destination
-        holds a model already.
-    """
-    opened = open_model(source)
-    made = of_run(opened) if isinstance(opened, Saved) else opened
-    made.save(destination)
-    if isinstance(opened, Saved):
-        tokenizers_of(opened)[-1].save(destination)
-    else:
-        for pattern in TOKENIZER_FILES:
-            for path in pathlib.Path(source).glob(pattern):
-                shutil.copy(path, destination)
-    size = sum(leaf.size for leaf in jax.tree.leaves(made.params))
-    return f"{destination}: {made.architecture.name}, {size:,} parameters"
-
-
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "*.model",
-    "*.spm",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
-"""What a Hugging Face folder holds for its tokenizer, and for `generate`."""
-
-
 def tokenizers_of(run: Saved) -> tuple[Tokenizer, ...]:
     """Of the text that a run learnt, or of source and target.
 
@@ -352,43 +215,3 @@ def tokenizers_of(run: Saved) -> tuple[Tokenizer, ...]:
     if tokenizer is None:
         raise ValueError("the run learnt tokens that came without a tokenizer.json")
     return (tokenizer,)
-
-
-def of_run(run: Saved) -> Pretrained:
-    """A run as a model that has a class in Hugging Face's library.
-
-    Raises:
-      ValueError: if it has none.
-    """
-    config, params, name = run.experiment.model, run.params, None
-    labels: dict[str, Any] = {}
-    if isinstance(run.experiment.data, LabelledData):
-        of_bert = isinstance(config, bert.BertConfig)
-        of_gpt = "GPT2" if not of_bert and config.norm_first else "OpenAIGPT"
-        name = ("Bert" if of_bert else of_gpt) + "ForSequenceClassification"
-        labels = {"id2label": dict(enumerate(read_labels(run.experiment.data)))}
-    elif isinstance(config, gpt.GPTConfig):
-        name = "GPT2LMHeadModel" if config.norm_first else "OpenAIGPTLMHeadModel"
-        name = name if config.local_window is None else "GPTNeoForCausalLM"
-    elif isinstance(config, llama.LlamaConfig):
-        name = "LlamaForCausalLM" if config.window is None else "MistralForCausalLM"
-    elif isinstance(config, t5.T5Config):
-        name = "T5ForConditionalGeneration"
-    elif isinstance(config, transformer.TransformerConfig):
-        name = "MarianMTModel"
-        if not config.score_bias:
-            config = dataclasses.replace(config, score_bias=True)
-            params = {**params, "score_bias": jnp.zeros(config.vocab_size)}
-    elif type(config) in ENCODERS:
-        name = ENCODERS[type(config)] + ("ForPreTraining" if "pairs" in params else "ForMaskedLM")
-    if name is None:
-        raise ValueError(f"no class of theirs is a {type(config).__name__}")
-    architecture, end = ARCHITECTURES[name], tokenizers_of(run)[-1].end_of_text
-    special = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    return Pretrained(
-        config=config,
-        module=architecture.module(config),
-        params=params,
-        architecture=architecture,
-        theirs={**dict.fromkeys(special, end), **labels},
-    )

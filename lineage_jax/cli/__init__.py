@@ -24,6 +24,7 @@ lineage: the lineage of modern AI in JAX, and its scaling laws
   lineage train gpt --preset tiny   train one (every setting is an option: add --help)
   lineage generate runs/gpt-tiny --prompt "Once"    what a model says; a Hugging Face folder too
   lineage translate runs/transformer-tiny           the lines of standard input, translated
+  lineage fill runs/bert-tiny --text "for i ___ x:"  what stands in the blanks
   lineage evaluate runs/transformer-tiny            perplexity, bits per byte, BLEU
   lineage evaluate runs/gpt-tiny --few-shot t.jsonl a task, with examples of it in the context
   lineage average runs/transformer-tiny             the mean of its last checkpoints, as a run
@@ -90,6 +91,7 @@ def command(name: str) -> Callable[[list[str]], None]:
         "train": training.train,
         "generate": models.generate,
         "translate": models.translate,
+        "fill": models.fill,
         "evaluate": models.evaluate,
         "average": models.average,
         "convert": models.convert,

@@ -27,7 +27,7 @@ def generate(arguments: Sequence[str]) -> None:
 def translate(arguments: Sequence[str]) -> None:
     """`lineage translate RUN_OR_FOLDER --text SENTENCE`: a translator at work."""
     folder, rest = of_a_folder("translate", arguments)
-    from experiments.speaking import TranslateOptions, translate_lines
+    from experiments.translating import TranslateOptions, translate_lines
     from lineage_jax.train.compilation import compilation_cache
 
     program = f"lineage translate {folder}"
@@ -65,9 +65,24 @@ def convert(arguments: Sequence[str]) -> None:
     """`lineage convert RUN_OR_FOLDER FOLDER`: weights for Hugging Face's library."""
     if len(arguments) != 2 or arguments[0].startswith("-"):
         raise UsageError("wanted `lineage convert RUN_OR_FOLDER FOLDER`")
-    from experiments import speaking
+    from experiments.converting import convert as converted
 
-    print(speaking.convert(*arguments))
+    print(converted(*arguments))
+
+
+def fill(arguments: Sequence[str]) -> None:
+    """`lineage fill RUN_OR_FOLDER --text "the ___ sat"`: what stands in the blanks."""
+    folder, rest = of_a_folder("fill", arguments)
+    import tyro
+
+    from experiments.filling import FillOptions
+    from experiments.filling import fill as filled
+    from lineage_jax.train.compilation import compilation_cache
+
+    missing: Any = tyro.MISSING_NONPROP
+    chosen = options(FillOptions, missing, rest, f"lineage fill {folder}")
+    with compilation_cache():
+        print("\n".join(filled(folder, chosen)))
 
 
 def average(arguments: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import gpt, saved, speaking, transformer
+from experiments import bert, gpt, saved, speaking, t5, transformer
 from experiments.attention_maps import attention_maps
+from experiments.converting import convert, of_run
 from experiments.evaluation import EvaluateOptions, evaluate
+from experiments.filling import FillOptions, fill, sentinel
 from experiments.speaking import GenerateOptions
+from experiments.translating import Translator
 from lineage_jax import cli
 from lineage_jax.data.tokenizers import ByteTokenizer
 from lineage_jax.models.transformer import StackConfig
@@ -51,6 +55,19 @@ def transformer_run(tmp_path_factory):
         for name, value in (("num-layers", 1), ("mlp-dim", 32))
     }
     return trained(transformer, "transformer", folder, embed_dim=32, norm_epsilon=1e-5, **sizes)
+
+
+@pytest.fixture(scope="module")
+def bert_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "bert"
+    return trained(bert, "bert", folder, num_layers=1, embed_dim=32)
+
+
+@pytest.fixture(scope="module")
+def t5_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "t5"
+    sizes = dict(num_encoder_layers=1, num_decoder_layers=1, embed_dim=32, mlp_dim=32)
+    return trained(t5, "t5", folder, **sizes)
 
 
 def told(folder, **options) -> str:
@@ -96,7 +113,7 @@ def test_other_runs_become_folders_that_compute_the_same(name, tmp_path):
     experiment = importlib.import_module(f"experiments.{name}").experiment()
     boxed, _ = jax.jit(experiment.program().init)(jax.random.key(0))
     run = saved.Saved(name, experiment, 0, nn.meta.unbox(boxed))
-    made = speaking.of_run(run)
+    made = of_run(run)
     made.save(tmp_path / "hf")
     ids = {"input_ids": [[5, 6, 7]]} | ({"decoder_input_ids": [[8]]} if name == "t5" else {})
     expected, found = made(**ids), load(tmp_path / "hf")(**ids)
@@ -115,8 +132,52 @@ def test_sentences_are_translated_from_the_line_and_from_standard_input(
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_an_encoder_names_the_likeliest_tokens_of_each_blank(bert_run, tmp_path, capsys):
+    cli.main(["fill", bert_run, "--text", "if ___:\n    ___", "--count", "3"])
+    text = "".join(capsys.readouterr().out)
+    *filled, first, second = text.splitlines()
+    assert "\n".join(filled).startswith("if ") and ":\n    " in "\n".join(filled)
+    for line in (first, second):
+        shares = [float(one) for one in re.findall(r"' (0\.\d+)", line)]
+        assert len(shares) == 3 and shares == sorted(shares, reverse=True)
+    convert(bert_run, tmp_path / "hf")  # bytes: no tokenizer of theirs has the marks
+    assert fill(str(tmp_path / "hf"), FillOptions(text="if ___:\n    ___", count=3)) == [
+        "\n".join(filled),
+        first,
+        second,
+    ]
+
+
+def test_t5_fills_blanks_with_what_it_writes_after_each_sentinel(monkeypatch, t5_run):
+    translator = Translator.of(t5_run, saved.open_run(t5_run))
+    first, second, third = (sentinel(translator, i) for i in range(3))
+    assert (first, second) == (287, 286)
+    read = []
+
+    def written(self, rows, options):
+        read.extend(rows)
+        yield np.array([first, *b"cat", second, *b"mat", third])
+
+    monkeypatch.setattr(Translator, "written", written)
+    assert fill(t5_run, FillOptions(text="the ___ sat on the ___.")) == [
+        "the [cat] sat on the [mat]."
+    ]
+    (row,) = read
+    end = ByteTokenizer().end_of_text
+    assert row.tolist() == [*b"the ", first, *b" sat on the ", second, *b".", end]
+
+
+def test_t5_makes_text_of_text_and_shows_where_it_looks(t5_run, capsys):
+    cli.main(["translate", t5_run, "--text", "one two", "--num-beams", "1"])
+    assert capsys.readouterr().out.count("\n") >= 1
+    maps = attention_maps(t5_run, "one", target="two")
+    assert {one.name for one in maps} >= {"decoder cross attention", "encoder attention"}
+    found = evaluate(t5_run, EvaluateOptions())
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+
+
 def test_a_translator_becomes_marian(transformer_run, tmp_path):
-    speaking.convert(transformer_run, tmp_path / "hf")
+    convert(transformer_run, tmp_path / "hf")
     run, ids = saved.open_run(transformer_run), np.asarray([[1, 2, 3]])
     loaded = load(tmp_path / "hf")
     found = loaded(input_ids=ids, decoder_input_ids=ids)["logits"]
@@ -183,6 +244,8 @@ def test_text_is_told_in_whole_characters():
         (["generate", "{gpt}", "--top-p", "2"], r"top_p must be in (0, 1], got 2.0"),
         (["translate", "{gpt}", "--text", "a"], "wanted a translator, got GPTConfig"),
         (["generate", "{transformer}"], "wanted a language model, got TransformerConfig"),
+        (["fill", "{gpt}", "--text", "a ___"], "wanted an encoder or T5"),
+        (["fill", "{gpt}", "--text", "a"], "wanted a text with a blank, ___, got 'a'"),
         (["convert", "{gpt}"], "wanted `lineage convert RUN_OR_FOLDER FOLDER`"),
         (["convert", "{gpt}", "{gpt}"], "config.json is there already"),
         (["translate", "{transformer}", "--text", 60 * "one "], "tokens, more than the 32 read"),
