@@ -208,6 +208,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on seven meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
+        claims=("denoising",),
     ),
     Milestone(
         name="distilbert",

@@ -99,7 +99,9 @@ def heldout_program(module: Any, start: int, length: int) -> Any:
     return evaluate
 
 
-def measure(module: Any, params: Params, pairs: PairsDataset, forward: bool) -> dict[str, float]:
+def measure(
+    module: Any, params: Params, pairs: PairsDataset, forward: bool, by_digits: bool = True
+) -> dict[str, float]:
     """What the held-out pairs say of a translator.
 
     Args:
@@ -107,6 +109,7 @@ def measure(module: Any, params: Params, pairs: PairsDataset, forward: bool) -> 
       params: its parameters.
       pairs: of which the held-out ones are taken.
       forward: whether the source is read first word first.
+      by_digits: whether they are numbers, to be told apart by their digits.
 
     Returns:
       loss: cross-entropy, nats per word of the target;
@@ -130,10 +133,11 @@ def measure(module: Any, params: Params, pairs: PairsDataset, forward: bool) -> 
             source = words(pairs.source_tokenizer, batch["source"][row][batch["source_mask"][row]])
             target = words(tokenizer, batch["targets"][row][batch["mask"][row]])
             hits += aligned(source, target, np.asarray(looked)[row])
-    digits = np.array([num_digits(source) for source, _ in pairs.heldout_pairs])
     found = {"loss": total / count, "exact": float(np.mean(exact))}
-    for length in np.unique(digits).tolist():
-        found[f"exact_{length}"] = float(np.mean(np.array(exact)[digits == length]))
+    if by_digits:
+        digits = np.array([num_digits(source) for source, _ in pairs.heldout_pairs])
+        for length in np.unique(digits).tolist():
+            found[f"exact_{length}"] = float(np.mean(np.array(exact)[digits == length]))
     return {**found, "aligned": float(np.mean(hits))} if hits else found
 
 

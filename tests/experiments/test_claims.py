@@ -241,7 +241,6 @@ def test_the_quick_form_runs_from_the_command_line(name, tmp_path, capsys, monke
         (["claim"], "wanted `lineage claim NAME`"),
         (["claim", "seq2sec"], "did you mean seq2seq"),
         (["claim", "seq2seq", "--all"], "wanted `lineage claim NAME`"),
-        (["claim", "t5"], "t5 has no claim yet"),
     ],
 )
 def test_a_claim_that_is_not_there_is_one_line(command, told, capsys):
