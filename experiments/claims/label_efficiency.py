@@ -210,7 +210,7 @@ def claim(study: Study) -> Claim:
         sizes: Any = dict(num_layers=1, embed_dim=8, hidden_dim=8, vocab_size=300)
         model = dataclasses.replace(reading.model, **sizes)
         data = dataclasses.replace(reading.data, seq_len=8)
-        reading = Reading(model=model, data=data, num_documents=3, general=0, task=2)
+        reading = Reading(model=model, data=data, num_documents=3, general=1, task=2)
     theirs = LayerwiseConfig(unfreeze_every=1)  # a tenth of the updates for each group
     alike = LayerwiseConfig(layer_decay=1.0)
     arms = [

