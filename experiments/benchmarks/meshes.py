@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.random_batch import random_batch
+
 ROWS, LENGTH = 16, 64
 NOTHING = 1e-6
 """Share of the whole gradient's norm below which one is of rounding errors."""
@@ -25,39 +27,6 @@ SIZES: tuple[dict[str, int], ...] = (
     dict(data=2, stage=2, tensor=2),
     dict(data=1, stage=2, fsdp=2, context=2),
 )
-
-
-def random_batch(experiment: Any, seed: int = 0) -> dict[str, np.ndarray]:
-    """What the experiment's program reads: rows of tokens, of which a part counts in the loss.
-
-    Rows of text are two documents each; sources end in padding.
-    """
-    rng, model = np.random.default_rng(seed), experiment.model
-    sizes = {
-        "tokens": model.vocab_size,
-        "targets": model.vocab_size,
-        "source": getattr(model, "source_vocab_size", model.vocab_size),
-        "types": 2,
-        "label": 2,
-    }
-
-    def made(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        at = np.arange(shape[-1])[None]
-        if name in sizes:
-            return rng.integers(0, sizes[name], shape, np.int32)
-        if name == "positions":
-            return np.where(at < cuts, at, at - cuts)
-        if name == "segment_ids":
-            return at >= cuts
-        if name == "source_mask":
-            return at < rng.integers(1, shape[-1] + 1, (ROWS, 1))
-        return rng.random(shape) < 0.9
-
-    cuts = rng.integers(1, LENGTH, (ROWS, 1))
-    batch = experiment.program().batch
-    return {
-        name: made(name, box.value.shape).astype(box.value.dtype) for name, box in batch.items()
-    }
 
 
 def shortened(experiment: Any) -> Any:
