@@ -37,6 +37,8 @@ def show(arguments: Sequence[str]) -> None:
     say(f"experiment  experiments/{one.name}.py   `lineage train {one.name} --help`")
     presets = ", ".join(importlib.import_module(f"experiments.{one.name}").PRESETS)
     say(f"presets     {presets}")
+    if one.claims:
+        say(f"claims      {', '.join(one.claims)}   `lineage claim {one.name}`")
     if one.notebook:
         say(f"notebook    {one.notebook}")
     say("proved      " + "\n            ".join(one.proved) + "\n")
