@@ -128,7 +128,7 @@ def compare(model: Any, batch_size: int, num_tokens: int, rounds: int, threads: 
         "batch_size": batch_size,
         "num_tokens": num_tokens,
         "tokens_per_second": speed,
-        "ratio": speed["lineage_jax"] / speed["transformers"],
+        "ratio": float(np.median(slow) / np.median(fast)),
         "interval": ratio_interval(slow, fast),
         "seconds": seconds,
     }
