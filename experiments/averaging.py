@@ -54,6 +54,11 @@ def average_run(folder: str, options: AverageOptions) -> str:
                 "--last, or train with more --train.keep-checkpoints"
             )
         state = checkpoints.restore(steps[0], like)
+        if experiment.program().in_use(state.params, state.extra) is not state.params:
+            raise ValueError(
+                f"{folder} averages its parameters as it trains (NT-ASGD), and that average is "
+                "what is used; take the run as it is"
+            )
         others = (checkpoints.restore(step, like).params for step in steps[1:])
         params = mean(state.params, others, len(steps))
     with Checkpoints(out / "checkpoints") as checkpoints:

@@ -60,12 +60,11 @@ def of_run(run: Saved) -> Pretrained:
       ValueError: if it has none.
     """
     config, params, name = run.experiment.model, run.params, None
-    labels: dict[str, Any] = {}
-    if isinstance(run.experiment.data, LabelledData):
-        of_bert = isinstance(config, bert.BertConfig)
-        of_gpt = "GPT2" if not of_bert and config.norm_first else "OpenAIGPT"
-        name = ("Bert" if of_bert else of_gpt) + "ForSequenceClassification"
-        labels = {"id2label": dict(enumerate(read_labels(run.experiment.data)))}
+    classifies = isinstance(run.experiment.data, LabelledData)
+    if classifies and isinstance(config, bert.BertConfig):
+        name = "BertForSequenceClassification"
+    elif classifies and isinstance(config, gpt.GPTConfig):
+        name = ("GPT2" if config.norm_first else "OpenAIGPT") + "ForSequenceClassification"
     elif isinstance(config, gpt.GPTConfig):
         name = "GPT2LMHeadModel" if config.norm_first else "OpenAIGPTLMHeadModel"
         name = name if config.local_window is None else "GPTNeoForCausalLM"
@@ -82,6 +81,9 @@ def of_run(run: Saved) -> Pretrained:
         name = ENCODERS[type(config)] + ("ForPreTraining" if "pairs" in params else "ForMaskedLM")
     if name is None:
         raise ValueError(f"no class of theirs is a {type(config).__name__}")
+    labels: dict[str, Any] = {}
+    if classifies:
+        labels = {"id2label": dict(enumerate(read_labels(run.experiment.data)))}
     architecture, end = ARCHITECTURES[name], tokenizers_of(run)[-1].end_of_text
     special = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     return Pretrained(

@@ -12,6 +12,7 @@ from experiments import language, speaking, translating
 from experiments.few_shot import Model, Normalise, few_shot
 from experiments.saved import Saved, open_model
 from lineage_jax import sharding
+from lineage_jax.data.labelled import LabelledData
 from lineage_jax.data.packing import Batches
 from lineage_jax.data.pairs import PairsData, load_pairs
 from lineage_jax.data.parallel_text import read_parallel_text
@@ -116,7 +117,8 @@ def evaluate(
 
 def on_its_own(run: Saved) -> dict[str, float]:
     """What the run's own evaluation says of its parameters."""
-    task = run.experiment.task()
+    experiment = run.experiment
+    task = experiment.task()
     mesh = sharding.make_mesh(sharding.MeshConfig(data=1), jax.devices()[:1])
     state: Any = task.program.initial_state(mesh, 0)
     feed, step = sharding.Feed(task.program.batch, mesh), task.program.eval_step(mesh)
@@ -124,7 +126,7 @@ def on_its_own(run: Saved) -> dict[str, float]:
         state = state.replace(params=run.params, extra=run.extra)
         found = evaluate_task(step, state, task, feed)
     assert found is not None
-    return found if "classifier" in run.params else with_perplexity(found)
+    return found if isinstance(experiment.data, LabelledData) else with_perplexity(found)
 
 
 def on_text(folder: str, opened: Saved | Pretrained, options: EvaluateOptions) -> dict[str, float]:

@@ -145,7 +145,10 @@ def generate_text(folder: str, options: GenerateOptions) -> Iterator[str]:
 def no_language_model(folder: str, opened: Saved | Pretrained) -> ValueError:
     """What is wrong with a model that should say how a text goes on."""
     config, params = config_and_params(opened)
-    came = "a classifier, which tells labels apart" if "classifier" in params else None
+    labelled = isinstance(opened, Saved) and isinstance(opened.experiment.data, LabelledData)
+    came = None
+    if labelled or "classifier" in params:
+        came = "a classifier, which tells labels apart"
     return ValueError(f"{folder}: wanted a language model, got {came or type(config).__name__}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import t5, translation
 from experiments.study import Claim, Recipe, Study, find, mean_difference, ratio_of_means, train
-from experiments.study.encoders import stack
+from experiments.study.training import stack
 from experiments.study.translation import OPTIMIZER, measure, number_pairs
 from lineage_jax.data.number_words import draw_pairs
 from lineage_jax.data.pairs import PairsData, load_pairs

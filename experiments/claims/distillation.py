@@ -16,8 +16,8 @@ from experiments.study.encoders import (
     PythonText,
     heldout_loss,
     small,
-    stack,
 )
+from experiments.study.training import stack
 from experiments.study.understanding import understands_kinds
 from lineage_jax.models.bert import Bert, MaskedLM
 from lineage_jax.models.distilbert import DistilBert, student_config, student_params

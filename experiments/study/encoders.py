@@ -12,7 +12,7 @@ import numpy as np
 from experiments import masked
 from experiments.masked import MaskingConfig
 from experiments.study.study import Study
-from experiments.study.training import Recipe, train
+from experiments.study.training import Recipe, stack, train
 from lineage_jax.data.masking import MaskedBatches, SpecialTokens, special_tokens_after
 from lineage_jax.data.text import TextData, load_text
 from lineage_jax.data.tokenizers import Tokenizer
@@ -149,16 +149,6 @@ class EncoderArm:
         )
         params = train(recipe, stack(batches), seed=seed, peak=learning_rate, updates=updates)
         return {name: ask(self, params, streams, seed) for name, ask in self.asks.items()}
-
-
-def stack(batches: Callable[[int], Mapping[str, np.ndarray]]) -> Callable[[int, int], Any]:
-    """From a first step and a count, the batches of those steps on end."""
-
-    def stacked(first: int, count: int) -> dict[str, np.ndarray]:
-        made = [batches(step) for step in range(first, first + count)]
-        return {name: np.stack([one[name] for one in made]) for name in made[0]}
-
-    return stacked
 
 
 def heldout_loss(arm: EncoderArm, params: Params, streams: Any, seed: int) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -87,3 +87,13 @@ def train(
         if metrics["skipped"][0].sum():
             raise ValueError(f"updates at learning rate {peak:g} were not finite")
     return state.params
+
+
+def stack(batches: Callable[[int], Mapping[str, np.ndarray]]) -> Callable[[int, int], Any]:
+    """From a first step and a count, the batches of those steps on end."""
+
+    def stacked(first: int, count: int) -> dict[str, np.ndarray]:
+        made = [batches(step) for step in range(first, first + count)]
+        return {name: np.stack([one[name] for one in made]) for name in made[0]}
+
+    return stacked

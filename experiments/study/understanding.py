@@ -15,8 +15,8 @@ from flax import linen as nn
 
 from experiments import masked
 from experiments.masked import MaskingConfig
-from experiments.study.encoders import OPTIMIZER, EncoderArm, PythonText, mean_metric, stack
-from experiments.study.training import Recipe, train
+from experiments.study.encoders import OPTIMIZER, EncoderArm, PythonText, mean_metric
+from experiments.study.training import Recipe, stack, train
 from lineage_jax.data.masking import MaskedBatches, Pairs
 from lineage_jax.data.tokens import TokenStream
 from lineage_jax.models.bert import PairClassifier, TokenClassifier

@@ -53,6 +53,19 @@ def test_the_mean_of_a_run_is_a_run_that_opens(run, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
+def test_a_run_that_averages_as_it_trains_is_not_averaged_once_more(tmp_path, capsys):
+    folder = str(tmp_path / "ulmfit")
+    sizes = {"embed-dim": 8, "hidden-dim": 8}
+    options = [f"--model.{name}={value}" for name, value in sizes.items()]
+    options += ["--train.num-steps=2", "--train.checkpoint-every=1"]
+    cli.main(["train", "ulmfit", "--preset", "tiny", "--run-dir", folder, *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["average", folder, "--last", "2"])
+    assert stop.value.code == 2
+    assert "averages its parameters as it trains" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "extra, told",
     [

@@ -121,6 +121,14 @@ def test_other_runs_become_folders_that_compute_the_same(name, tmp_path):
         np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5)
 
 
+def test_a_classifier_that_they_have_no_class_for_is_one_line():
+    experiment = importlib.import_module("experiments.ulmfit").experiment("classify")
+    run = saved.Saved("ulmfit", experiment, 0, {})
+    with pytest.raises(ValueError, match="no class of theirs is a ClassifierConfig"):
+        of_run(run)
+    assert "a classifier, which tells labels apart" in str(speaking.no_language_model("it", run))
+
+
 def test_sentences_are_translated_from_the_line_and_from_standard_input(
     transformer_run, monkeypatch, capsys
 ):
