@@ -127,6 +127,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on five meshes = one device",
         ),
         claims=("weight_drop", "label_efficiency"),
+        notebook="colab/02_pretrain_and_transfer.py",
     ),
     Milestone(
         name="gpt",
@@ -160,6 +161,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on seven meshes = one device",
         ),
         claims=("both_sides",),
+        notebook="colab/02_pretrain_and_transfer.py",
     ),
     Milestone(
         name="roberta",
@@ -209,6 +211,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
         claims=("denoising",),
+        notebook="colab/02_pretrain_and_transfer.py",
     ),
     Milestone(
         name="distilbert",

@@ -52,7 +52,12 @@ def programs(recipe: Recipe) -> tuple[Any, Any, Any]:
     return jax.jit(init), jax.jit(start), jax.jit(many_steps(step), donate_argnums=0)
 
 
-def train(
+def train(recipe: Recipe, stack: Callable[[int, int], Any], **how: Any) -> Params:
+    """The parameters after so many updates, trained as `train_state` does."""
+    return train_state(recipe, stack, **how).params
+
+
+def train_state(
     recipe: Recipe,
     stack: Callable[[int, int], Any],
     *,
@@ -61,8 +66,8 @@ def train(
     updates: int,
     params: Params | None = None,
     extra: Any = None,
-) -> Params:
-    """The parameters after so many updates.
+) -> TrainState:
+    """The state after so many updates.
 
     Args:
       recipe: what is trained.
@@ -86,7 +91,7 @@ def train(
         state, metrics = steps(state, stack(first, len(some)), some)
         if metrics["skipped"][0].sum():
             raise ValueError(f"updates at learning rate {peak:g} were not finite")
-    return state.params
+    return state
 
 
 def stack(batches: Callable[[int], Mapping[str, np.ndarray]]) -> Callable[[int, int], Any]:
