@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import classification, gpt, language
 from experiments.study import Claim, Recipe, Study, find, mean_difference, train
+from experiments.study.heldout import heldout_means, one_pass
 from experiments.study.training import programs
 from lineage_jax.data.labelled import LabelledData, LabelledDataset, load_labelled
 from lineage_jax.data.packing import Batches
@@ -238,20 +239,9 @@ def chosen_rightly(model: GPTConfig, params: Params, endings: np.ndarray) -> flo
     return float((found[0] > found[1]).mean())
 
 
-@functools.cache
-def heldout_program(module: Classifier) -> Any:
-    """Compiled: from parameters and a batch, the metrics."""
-    loss_fn = gpt.classification_loss_fn(module, train=False)
-    return jax.jit(lambda params, batch: loss_fn(params, {}, batch, jax.random.key(0))[1][1])
-
-
 def measure(module: Classifier, params: Params, texts: LabelledDataset) -> dict[str, float]:
     """How a classifier does on what is held out."""
-    evaluate, sums = heldout_program(module), dict.fromkeys(("loss", "accuracy"), np.zeros(2))
-    for step in range(texts.heldout.num_batches):
-        metrics = evaluate(params, texts.heldout(step))
-        sums = {name: sums[name] + np.array(metrics[name], float) for name in sums}
-    means = {name: float(total / count) for name, (total, count) in sums.items()}
+    means = heldout_means(module, gpt.classification_loss_fn, params, one_pass(texts.heldout))
     return {
         "loss": 1 - means["accuracy"],
         "accuracy": means["accuracy"],

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import masked
 from experiments.masked import MaskingConfig
+from experiments.study.heldout import heldout_means, one_pass
 from experiments.study.study import Study
 from experiments.study.training import Recipe, stack, train
 from lineage_jax.data.masking import MaskedBatches, SpecialTokens, special_tokens_after
@@ -156,23 +156,4 @@ def heldout_loss(arm: EncoderArm, params: Params, streams: Any, seed: int) -> fl
     del seed
     masking = dataclasses.replace(arm.masking, dynamic=False)
     batches = arm.data.batches(streams[1], masking, shuffle=False)
-    return mean_metric(arm.module, arm.loss_fn, "loss", params, batches)
-
-
-def mean_metric(
-    module: Any, loss_fn: Callable[..., LossFn], metric: str, params: Params, batches: Any
-) -> float:
-    """A metric over all batches, each by its count."""
-    evaluate = metrics_program(module, loss_fn)
-    if isinstance(batches, MaskedBatches):
-        batches = map(batches, range(batches.num_batches))
-    pairs = [np.asarray(evaluate(params, one)[metric], np.float64) for one in batches]
-    total, count = np.sum(pairs, axis=0)
-    return float(total / count)
-
-
-@functools.cache
-def metrics_program(module: Any, loss_fn: Callable[..., LossFn]) -> Any:
-    """The metrics of a batch, compiled."""
-    loss = loss_fn(module, train=False)
-    return jax.jit(lambda params, batch: loss(params, {}, batch, jax.random.key(0))[1][1])
+    return heldout_means(arm.module, arm.loss_fn, params, one_pass(batches))["loss"]

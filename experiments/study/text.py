@@ -1,12 +1,9 @@
 """What the claims on text have in common: how a model is trained, and its held-out loss."""
 
-import functools
 from typing import Any
 
-import jax
-import numpy as np
-
 from experiments import language
+from experiments.study.heldout import heldout_means, one_pass
 from experiments.study.training import Recipe
 from lineage_jax.data.packing import Batches
 from lineage_jax.train.optim import OptimizerConfig
@@ -21,18 +18,6 @@ def recipe(module: Any) -> Recipe:
     return Recipe(module=module, init=language.init, loss_fn=language.loss_fn, optimizer=OPTIMIZER)
 
 
-@functools.cache
-def heldout_program(module: Any) -> Any:
-    """Of parameters and a batch: the sum of the loss and the count of its targets."""
-    loss_fn = language.loss_fn(module, train=False)
-    return jax.jit(
-        lambda params, batch: loss_fn(params, {}, batch, jax.random.key(0))[1][1]["loss"]
-    )
-
-
 def heldout_loss(module: Any, params: Params, batches: Batches) -> float:
     """Cross-entropy over all batches, nats per token."""
-    evaluate = heldout_program(module)
-    found = [evaluate(params, batches(step)) for step in range(batches.num_batches)]
-    total, count = np.sum(np.asarray(found, np.float64), axis=0)
-    return float(total / count)
+    return heldout_means(module, language.loss_fn, params, one_pass(batches))["loss"]

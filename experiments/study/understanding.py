@@ -15,7 +15,8 @@ from flax import linen as nn
 
 from experiments import masked
 from experiments.masked import MaskingConfig
-from experiments.study.encoders import OPTIMIZER, EncoderArm, PythonText, mean_metric
+from experiments.study.encoders import OPTIMIZER, EncoderArm, PythonText
+from experiments.study.heldout import heldout_means
 from experiments.study.training import Recipe, stack, train
 from lineage_jax.data.masking import MaskedBatches, Pairs
 from lineage_jax.data.tokens import TokenStream
@@ -104,7 +105,7 @@ def fine_tuned(
         {name: array[first : first + size] for name, array in heldout.items()}
         for first in range(0, len(heldout["tokens"]) // size * size, size)
     ]
-    return mean_metric(module, loss_fn, "accuracy", {**encoder, **found}, parts)
+    return heldout_means(module, loss_fn, {**encoder, **found}, parts)["accuracy"]
 
 
 @functools.cache
