@@ -2,9 +2,9 @@
 
 The folder is a copy of Multi30k (Elliott et al. 2016), 29,000 captions of pictures in English and
 German: train, val and test_2016_flickr, each as .en.gz and .de.gz. Each translator learns as many
-epochs of the same batches, some two hours on one core for the four. The test set's BLEU
-and chrF, BLEU by the length of the sentence, and a figure of it are written to --out; the runs
-beside them are ordinary ones: `lineage translate runs/multi30k/transformer --text "A dog runs."`.
+epochs of the same batches, some two hours on one core for the four. BLEU and chrF of the test set,
+BLEU by the length of the sentence, and figures of it and of alignments are written to --out. The
+runs there are ordinary ones: `lineage translate runs/multi30k/transformer --text "A dog runs."`.
 """
 
 import argparse
@@ -20,6 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import bahdanau, luong, seq2seq, transformer
+from experiments.attention_maps import attention_maps
+from experiments.saved import open_run, recorded
 from experiments.translating import TranslateOptions, translate_lines
 from lineage_jax.data.pairs import PairsData
 from lineage_jax.data.parallel_text import read_parallel_text
@@ -41,6 +43,8 @@ LONGEST = (8, 10, 12, 15)
 """Words of the longest sentence in each group of the test set but the last."""
 DRAWS = 1000
 """Of the bootstrap (Koehn 2004)."""
+SENTENCE = "Two dogs are running through the snow."
+"""On which alignments are drawn."""
 COLOURS = dict(zip(NAMES, ("#59636e", "#3a6ea5", "#c2361c", "#1c7c54"), strict=True))
 
 
@@ -144,8 +148,6 @@ def measure(name: str, folder: pathlib.Path, data: str) -> dict[str, Any]:
     """What the test set says of a trained run."""
     import jax
 
-    from experiments.saved import open_run
-
     sides = read_parallel_text(*(os.path.join(data, f"{TEST}.{language}.gz") for language in PAIR))
     sources, references = ([document.text for document in side.documents] for side in sides)
     written = list(translate_lines(str(folder), sources, TranslateOptions()))
@@ -243,6 +245,25 @@ def drawn(found: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def alignments(out: pathlib.Path, names: Sequence[str]) -> Figure:
+    """Where each translator with attention looks as it writes; of several heads, their mean.
+
+    Rows are the words that are written, columns those that are read, first word first.
+    """
+    figure = Figure(figsize=(3.4 * len(names), 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False).flat, names, strict=True):
+        maps = attention_maps(str(out / name), SENTENCE)[0]  # from side to side
+        weights, keys = maps.weights[-1].mean(0), list(maps.keys)
+        if recorded(out / name)[1].data.reverse_source:  # all but the end
+            order = [*range(len(keys) - 2, -1, -1), len(keys) - 1]
+            weights, keys = weights[:, order], [keys[place] for place in order]
+        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+        axes.set_title(find(name).title, fontsize=10)
+        axes.set_xticks(range(len(keys)), keys, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(weights)), [*maps.queries[1:], keys[-1]], fontsize=8)
+    return figure
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains those named, measures them, and draws all that were measured."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -261,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = [json.loads(path.read_text()) for path in done if path.exists()]
     print(table(found))
     write_svg(drawn(found), args.out / "bleu_by_length.svg")
+    attentive = [one["milestone"] for one in found if one["milestone"] != "seq2seq"]
+    if attentive:
+        write_svg(alignments(args.out, attentive), args.out / "alignments.svg")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def test_translators_are_trained_scored_and_drawn(folder, tmp_path, monkeypatch,
         assert sum(group["sentences"] for group in told["by_length"]) == 6
         assert "tok:13a" in told["bleu"]["signature"]
         assert f"| {title} | {told['params']:,} |" in printed
+    assert "Transformer" in (out / "alignments.svg").read_text()
     figure = (out / "bleu_by_length.svg").read_text()
     assert "Transformer" in figure and "BLEU" in figure
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
