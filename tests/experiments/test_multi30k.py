@@ -26,6 +26,8 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_translators_are_trained_scored_and_drawn(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(multi30k, "DRAWS", 3)
+    # Two updates teach nothing, and sacrebleu's bootstrap fails where chrF is 0 in some draws.
+    monkeypatch.setattr(multi30k, "translate_lines", lambda run, sources, how: list(sources))
     out = tmp_path / "out"
     command = [str(folder), "--out", str(out), "--steps", "2", "--only", "seq2seq", "transformer"]
     multi30k.main(command)
