@@ -30,6 +30,7 @@
 # %%
 # In Colab, first:  !pip install -q git+https://github.com/lineage-jax/lineage_jax
 import dataclasses
+import functools
 import tempfile
 
 import jax
@@ -205,7 +206,7 @@ TUNING = OptimizerConfig(warmup_steps=10, weight_decay=0.0)
 NAMES = list(LANGUAGES.values())
 
 
-def labelled(some, marks, **how):
+def labelled(some, *, marks, **how):
     """Batches of examples, between the marks that the model expects."""
     labels = np.array([NAMES.index(name) for _, name in some])
     return LabelledBatches(
@@ -249,12 +250,30 @@ def score_t5(params, extra, batch):
     return T5(both).apply({"params": params}, *inputs)[:, 0]  # over all that it might write
 
 
-# Of each: the classifier, its objective, marks around texts, and its scores.
+# Of each: the classifier, how it begins, its objective, its batches and its scores.
 tuning = {
-    "ULMFiT": (pooled, ulmfit_tuning.loss_fn, end_of_text_marks(tokenizer), score_ulmfit),
-    "GPT": (extracted, gpt.classification_loss_fn, gpt.marks_after(WORDS), score_gpt),
-    "BERT": (first, bert.classification_loss_fn, at_ends, score_bert),
-    "T5": (T5(both), translation.loss_fn, None, score_t5),
+    "ULMFiT": (
+        pooled,
+        classifier_init,
+        ulmfit_tuning.loss_fn,
+        functools.partial(labelled, marks=end_of_text_marks(tokenizer)),
+        score_ulmfit,
+    ),
+    "GPT": (
+        extracted,
+        classifier_init,
+        gpt.classification_loss_fn,
+        functools.partial(labelled, marks=gpt.marks_after(WORDS)),
+        score_gpt,
+    ),
+    "BERT": (
+        first,
+        classifier_init,
+        bert.classification_loss_fn,
+        functools.partial(labelled, marks=at_ends),
+        score_bert,
+    ),
+    "T5": (T5(both), translation.init, translation.loss_fn, written, score_t5),
 }
 begins = {
     "ULMFiT": {"encoder": read["ULMFiT"]["encoder"]},
@@ -277,15 +296,9 @@ def accuracy(score, state, batches):
 
 COUNTS = (1, 2, 4, 8)
 found = {}
-for name, (module, loss_fn, marks, score) in tuning.items():
-    recipe = Recipe(module=module, init=classifier_init, loss_fn=loss_fn, optimizer=TUNING)
-    score = jax.jit(score)
-    make = (
-        written if marks is None else lambda some, marks=marks, **how: labelled(some, marks, **how)
-    )
-    tested = make(test, batch_size=64, shuffle=False)
-    if name == "T5":
-        recipe = dataclasses.replace(recipe, init=translation.init)
+for name, (module, init, loss_fn, make, score) in tuning.items():
+    recipe = Recipe(module=module, init=init, loss_fn=loss_fn, optimizer=TUNING)
+    score, tested = jax.jit(score), make(test, batch_size=64, shuffle=False)
     fresh = nn.meta.unbox(jax.jit(lambda key, r=recipe: r.init(r.module, key))(jax.random.key(1)))
     for arm, begin in (("anew", fresh), ("after reading", {**fresh, **begins[name]})):
         for count in COUNTS:

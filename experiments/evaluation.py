@@ -183,12 +183,7 @@ def translated(
     Raises:
       ImportError: if sacrebleu is not there.
     """
-    try:
-        import sacrebleu
-    except ImportError:
-        raise ImportError(
-            "BLEU needs the `sacrebleu` package: pip install 'lineage-jax[evaluate]'"
-        ) from None
+    sacrebleu = import_sacrebleu()
     sources, references = zip(*pairs, strict=True)
     how = translating.TranslateOptions(num_beams=options.num_beams, alpha=options.alpha)
     say(f"translating {len(sources)} sentences")
@@ -197,3 +192,18 @@ def translated(
         "bleu": sacrebleu.corpus_bleu(written, [list(references)]).score,
         "chrf": sacrebleu.corpus_chrf(written, [list(references)]).score,
     }
+
+
+def import_sacrebleu() -> Any:
+    """The package that counts BLEU and chrF.
+
+    Raises:
+      ImportError: if it is not there.
+    """
+    try:
+        import sacrebleu
+    except ImportError:
+        raise ImportError(
+            "BLEU needs the `sacrebleu` package: pip install 'lineage-jax[evaluate]'"
+        ) from None
+    return sacrebleu

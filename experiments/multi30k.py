@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +22,11 @@ from matplotlib.figure import Figure
 
 from experiments import bahdanau, luong, seq2seq, transformer
 from experiments.attention_maps import attention_maps
+from experiments.evaluation import import_sacrebleu
 from experiments.saved import open_run, recorded
 from experiments.translating import TranslateOptions, translate_lines
 from lineage_jax.data.pairs import PairsData
-from lineage_jax.data.parallel_text import read_parallel_text
+from lineage_jax.data.parallel_text import ParallelText, read_parallel_text
 from lineage_jax.lineage import find
 from lineage_jax.models.transformer import StackConfig
 from lineage_jax.train.loop import TrainConfig
@@ -144,12 +146,11 @@ def train(name: str, experiment: Any, folder: pathlib.Path) -> None:
         file.write(json.dumps(took) + "\n")
 
 
-def measure(name: str, folder: pathlib.Path, data: str) -> dict[str, Any]:
+def measure(name: str, folder: pathlib.Path, test: ParallelText) -> dict[str, Any]:
     """What the test set says of a trained run."""
     import jax
 
-    sides = read_parallel_text(*(os.path.join(data, f"{TEST}.{language}.gz") for language in PAIR))
-    sources, references = ([document.text for document in side.documents] for side in sides)
+    sources, references = ([document.text for document in side.documents] for side in test)
     written = list(translate_lines(str(folder), sources, TranslateOptions()))
     words = np.array([len(source.split()) for source in sources])
     groups = np.searchsorted(LONGEST, words)  # 0 to len(LONGEST)
@@ -194,9 +195,7 @@ def score(metric: str, written: Sequence[str], references: Sequence[str]) -> dic
       score: of all sentences; mean and half_width: of its 95 % interval, by bootstrap over
         sentences (Koehn 2004); signature: how it was counted.
     """
-    from sacrebleu import metrics
-
-    counts = getattr(metrics, metric)()
+    counts = getattr(import_sacrebleu().metrics, metric)()
     found = counts.corpus_score(written, [references], n_bootstrap=DRAWS)
     signature = str(counts.get_signature())
     told = json.loads(found.format(is_json=True, signature=signature))
@@ -264,28 +263,45 @@ def alignments(out: pathlib.Path, names: Sequence[str]) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains those named, measures them, and draws all that were measured."""
+def compare(folder: str, out: pathlib.Path, names: Sequence[str], num_steps: int) -> None:
+    """Trains those named, measures them, and draws all that were measured.
+
+    Raises:
+      ImportError: if sacrebleu is not there.
+      OSError, ValueError: if the folder cannot be read, or `out` holds other runs.
+    """
+    import_sacrebleu()  # before anything is trained
+    test = read_parallel_text(*(os.path.join(folder, f"{TEST}.{side}.gz") for side in PAIR))
+    settings = experiments(folder, num_steps)
+    for name in names:
+        result = out / f"{name}.json"
+        if not result.exists():
+            train(name, settings[name], out / name)
+            write_json(result, measure(name, out / name, test))
+    done = [out / f"{name}.json" for name in NAMES]
+    found = [json.loads(path.read_text()) for path in done if path.exists()]
+    print(table(found))
+    write_svg(drawn(found), out / "bleu_by_length.svg")
+    attentive = [one["milestone"] for one in found if one["milestone"] != "seq2seq"]
+    if attentive:
+        write_svg(alignments(out, attentive), out / "alignments.svg")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; what went wrong is one line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="Multi30k: train, val, test_2016_flickr, .en.gz and .de.gz")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="updates of each")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/multi30k"))
     args = parser.parse_args(arguments)
-    settings = experiments(args.folder, args.steps)
-    for name in args.only:
-        run, result = args.out / name, args.out / f"{name}.json"
-        if not result.exists():
-            train(name, settings[name], run)
-            write_json(result, measure(name, run, args.folder))
-    done = [args.out / f"{name}.json" for name in NAMES]
-    found = [json.loads(path.read_text()) for path in done if path.exists()]
-    print(table(found))
-    write_svg(drawn(found), args.out / "bleu_by_length.svg")
-    attentive = [one["milestone"] for one in found if one["milestone"] != "seq2seq"]
-    if attentive:
-        write_svg(alignments(args.out, attentive), args.out / "alignments.svg")
+    try:
+        compare(args.folder, args.out, args.only, args.steps)
+    except (ImportError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 
 import pytest
 from num2words import num2words
@@ -30,7 +31,7 @@ def test_translators_are_trained_scored_and_drawn(folder, tmp_path, monkeypatch,
     monkeypatch.setattr(multi30k, "translate_lines", lambda run, sources, how: list(sources))
     out = tmp_path / "out"
     command = [str(folder), "--out", str(out), "--steps", "2", "--only", "seq2seq", "transformer"]
-    multi30k.main(command)
+    assert multi30k.main(command) == 0
     printed = capsys.readouterr().out
     for name, title in (("seq2seq", "LSTM encoder-decoder"), ("transformer", "Transformer")):
         told = json.loads((out / f"{name}.json").read_text())
@@ -57,3 +58,18 @@ def test_all_learn_the_same_pairs_in_the_same_order():
 def test_sentences_are_chosen_by_place():
     written, references = multi30k.chosen([True, False, True], "abc", "xyz")
     assert (written, references) == (["a", "c"], ["x", "z"])
+
+
+def test_without_the_sentences_nothing_is_trained(tmp_path, capsys):
+    assert multi30k.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "test_2016_flickr.en.gz: no such file" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_readme_and_log_have_the_table_of_what_is_stored():
+    root = pathlib.Path(__file__).parents[2]
+    stored = root / "experiments" / "results" / "multi30k"
+    found = [json.loads((stored / f"{name}.json").read_text()) for name in multi30k.NAMES]
+    for path in (root / "README.md", root / "experiments" / "LOG.md"):
+        assert multi30k.table(found) in path.read_text()
