@@ -5,6 +5,9 @@
     H  query heads              G  key-value heads          K  width of one head
     F  width of the MLP         M  input width of a projection, N  its output width, or the units
                                                                of a recurrence
+    E  width of a value's head, where it is not K
+    C  compressed keys          J  blocks of positions      N  of them those that a query selects
+    P  positions in a block     R  query heads in a group, H / G
 
 A lower-case letter in an einsum is the same axis. `#B` may be 1. Shapes are checked in the tests
 (jaxtyping and beartype) and cost nothing in production.

@@ -2,14 +2,36 @@
 
 from lineage_jax.kernels.blocks import aligned, stored, unstored
 from lineage_jax.kernels.flash import flash_attention, flash_attention_backward
+from lineage_jax.kernels.native_sparse import (
+    Branches,
+    NSACache,
+    NSAConfig,
+    compress,
+    empty_nsa_cache,
+    native_sparse_attention,
+    nsa_decode,
+    select_blocks,
+    selected_attention,
+    window_attention,
+)
 from lineage_jax.kernels.rotary_tpu import turn, turnable
 
 __all__ = [
+    "Branches",
+    "NSACache",
+    "NSAConfig",
     "aligned",
+    "compress",
+    "empty_nsa_cache",
     "flash_attention",
     "flash_attention_backward",
+    "native_sparse_attention",
+    "nsa_decode",
+    "select_blocks",
+    "selected_attention",
     "stored",
     "turn",
     "turnable",
     "unstored",
+    "window_attention",
 ]
