@@ -20,8 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 
@@ -40,6 +40,9 @@ ENVIRONMENT = {
 
 SCRIPT = "import sys; from lineage_jax.pods import aot; aot.main(*sys.argv[1:])"
 """The process that compiles: an import, so that what it pickles has this module's name."""
+
+
+T = TypeVar("T")
 
 
 class DoesNotFitError(ValueError):
@@ -113,7 +116,7 @@ def compile_step(request: Request) -> Compiled:
       ValueError: if the mesh does not fit the slice or the program, or libtpu has no such slice.
       RuntimeError: if the compiler fails otherwise.
     """
-    return in_a_process(request, functools.partial(compile_here, request))
+    return in_a_process(request.topology.chip.flags, functools.partial(compile_here, request))
 
 
 def sketch_step(request: Request) -> Compiled:
@@ -124,22 +127,22 @@ def sketch_step(request: Request) -> Compiled:
     """
     with tempfile.TemporaryDirectory(prefix="lineage-sketch-") as folder:
         work = functools.partial(sketch_here, request, pathlib.Path(folder))
-        return in_a_process(request, work, XLA_FLAGS=f"--xla_dump_to={folder}")
+        flags = request.topology.chip.flags
+        return in_a_process(flags, work, XLA_FLAGS=f"--xla_dump_to={folder}")
 
 
-def in_a_process(request: Request, work: Callable[[], Compiled], **environment: str) -> Compiled:
-    """The result of some work, done by a process with libtpu's flags for the request."""
+def in_a_process(flags: Sequence[str], work: Callable[[], T], **environment: str) -> T:
+    """The result of some work, done by a process whose libtpu has these flags."""
     with tempfile.TemporaryDirectory(prefix="lineage-plan-") as folder:
         asked, answered = pathlib.Path(folder, "request"), pathlib.Path(folder, "answer")
         asked.write_bytes(pickle.dumps(work))
-        flags = " ".join(request.topology.chip.flags)
         kept = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
         process = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(asked), str(answered)],
             env={
                 **kept,  # without those of another platform's devices
                 **ENVIRONMENT,
-                "LIBTPU_INIT_ARGS": f"{flags} {kept.get('LIBTPU_INIT_ARGS', '')}".strip(),
+                "LIBTPU_INIT_ARGS": " ".join([*flags, kept.get("LIBTPU_INIT_ARGS", "")]).strip(),
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 **environment,
             },
@@ -271,7 +274,7 @@ def does_not_fit(message: str) -> DoesNotFitError:
 
 def main(asked: str, answered: str) -> None:
     """Does pickled work, leaves its pickled result or exception, and ends the process."""
-    answer: Compiled | Exception
+    answer: Any
     try:
         answer = pickle.loads(pathlib.Path(asked).read_bytes())()
     except (ValueError, ImportError) as error:
