@@ -68,7 +68,7 @@ def of_run(run: Saved) -> Pretrained:
     elif isinstance(config, gpt.GPTConfig):
         name = "GPT2LMHeadModel" if config.norm_first else "OpenAIGPTLMHeadModel"
         name = name if config.local_window is None else "GPTNeoForCausalLM"
-    elif isinstance(config, llama.LlamaConfig):
+    elif type(config) is llama.LlamaConfig:  # its children have no class
         name = "LlamaForCausalLM" if config.window is None else "MistralForCausalLM"
     elif isinstance(config, t5.T5Config):
         name = "T5ForConditionalGeneration"

@@ -25,6 +25,8 @@ from lineage_jax.models import (
     gpt,
     llama,
     luong,
+    moba,
+    native_sparse,
     roberta,
     seq2seq,
     t5,
@@ -39,6 +41,8 @@ from lineage_jax.typing import Params
 LANGUAGE_MODELS: dict[type, tuple[Callable[[Any], nn.Module], Callable[..., Any]]] = {
     gpt.GPTConfig: (gpt.GPT, gpt.empty_cache),
     llama.LlamaConfig: (llama.Llama, llama.empty_cache),
+    moba.MobaConfig: (moba.Moba, moba.empty_cache),
+    native_sparse.NativeSparseConfig: (native_sparse.NativeSparse, native_sparse.empty_cache),
     ulmfit.ULMFiTConfig: (ulmfit.ULMFiT, ulmfit.empty_cache),
 }
 """Config -> the module, and an empty cache of rows and positions."""

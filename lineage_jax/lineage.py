@@ -247,6 +247,38 @@ LINEAGE: tuple[Milestone, ...] = (
         claims=("smaller_for_longer",),
         notebook="colab/03_llama_from_gpt.py",
     ),
+    Milestone(
+        name="native_sparse",
+        title="Native Sparse Attention",
+        year=2025,
+        paper="Yuan et al. 2025",
+        url="https://arxiv.org/abs/2502.11089",
+        parents=("llama",),
+        module="lineage_jax.models.native_sparse",
+        new="attention that reads blocks, squeezed or chosen, and what is near; trained so",
+        proved=(
+            "outputs and gradients equal a loop over positions in float64",
+            "with all blocks chosen, that branch equals full attention; so does a wide window",
+            "sharded over 8 devices on four meshes = one device",
+            "cached decoding = the full forward pass, for prompts of unequal length too",
+        ),
+    ),
+    Milestone(
+        name="moba",
+        title="MoBA",
+        year=2025,
+        paper="Lu et al. 2025",
+        url="https://arxiv.org/abs/2502.13189",
+        parents=("llama",),
+        module="lineage_jax.models.moba",
+        new="each head reads the blocks whose mean keys suit it; no parameters, so full and back",
+        proved=(
+            "outputs and gradients equal a loop over positions in float64",
+            "as many blocks as there are = LLaMA, and so are its full layers",
+            "sharded over 8 devices on four meshes = one device",
+            "cached decoding = the full forward pass, for prompts of unequal length too",
+        ),
+    ),
 )
 
 

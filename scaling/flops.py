@@ -6,8 +6,11 @@ Every count is a Python int: 6 N D passes the largest int64 long before the larg
 
 import dataclasses
 
+from lineage_jax.kernels import Branches, NSAConfig
 from lineage_jax.models.gpt import GPTConfig
 from lineage_jax.models.llama import LlamaConfig, head_dim
+from lineage_jax.models.moba import MobaConfig, selection
+from lineage_jax.models.native_sparse import NativeSparseConfig, value_dim
 
 FORWARD_AND_BACKWARD = 3
 
@@ -73,6 +76,58 @@ def llama(config: LlamaConfig, seq_len: int, *, causal: bool = True) -> ForwardF
         attention=round(4 * inner * reads / seq_len),
         head=2 * c.embed_dim * c.vocab_size,
     )
+
+
+def native_sparse(config: NativeSparseConfig, seq_len: int) -> ForwardFlops:
+    """The forward FLOPs per token of a Native Sparse Attention, counted as `llama` counts.
+
+    The blocks have three matrices of keys and three of values, those of the gates, and what
+    squeezes every stride of positions; attention is what the three branches read (`keys_read`).
+    """
+    c, sparse = config, config.sparse
+    keys, values = c.num_kv_heads * head_dim(c), c.num_kv_heads * value_dim(c)
+    hidden = c.compression_dim or head_dim(c)
+    heads = c.num_heads * (head_dim(c) + value_dim(c) + 3) + 3 * (keys + values)
+    weights = c.embed_dim * (heads + 3 * c.mlp_dim)
+    squeezed = (sparse.compressed_size + 1) * hidden * (keys + values)  # of a block, of all heads
+    squeezes = sparse.num_compressed(seq_len) * squeezed
+    reads = sum(keys_read(sparse, seq_len))
+    return ForwardFlops(
+        blocks=2 * c.num_layers * weights + round(2 * c.num_layers * squeezes / seq_len),
+        attention=round(
+            2 * c.num_layers * c.num_heads * (head_dim(c) + value_dim(c)) * reads / seq_len
+        ),
+        head=2 * c.embed_dim * c.vocab_size,
+    )
+
+
+def moba(config: MobaConfig, seq_len: int) -> ForwardFlops:
+    """The forward FLOPs per token of a MoBA, counted as `llama` counts.
+
+    Attention of a layer that chooses is what a query reads of the blocks, and its scores with the
+    mean keys of those behind it.
+    """
+    c, whole = config, llama(config, seq_len)
+    inner, sparse = c.num_heads * head_dim(c), c.num_layers - c.full_layers
+    scores = sum(t // c.block_size for t in range(seq_len))
+    choosing = 4 * keys_read(selection(c), seq_len).selected + 2 * scores
+    full = 4 * c.full_layers * _keys_read(seq_len, None, True)
+    attention = round(inner * (full + sparse * choosing) / seq_len)
+    return dataclasses.replace(whole, attention=attention)
+
+
+def keys_read(config: NSAConfig, seq_len: int) -> Branches:
+    """Keys that all queries of one row read together, in each branch.
+
+    A query is taken to select its own block, of which it reads what is not after it.
+    """
+    c, found = config, [0, 0, 0]
+    for t in range(seq_len):
+        own, within = divmod(t, c.block_size)
+        found[0] += max(0, (t + 1 - c.compressed_size) // c.stride + 1)
+        found[1] += min(own, c.num_blocks - 1) * c.block_size + within + 1
+        found[2] += min(t + 1, c.window)
+    return Branches(*found)
 
 
 def _keys_read(seq_len: int, window: int | None, causal: bool) -> int:

@@ -18,6 +18,7 @@ from flax import linen as nn
 from experiments import language, masked, translation
 from experiments import ulmfit as ulmfit_experiment
 from lineage_jax import sharding
+from lineage_jax.kernels import NSAConfig
 from lineage_jax.lineage import LINEAGE
 from lineage_jax.models import (
     albert,
@@ -27,6 +28,8 @@ from lineage_jax.models import (
     gpt,
     llama,
     luong,
+    moba,
+    native_sparse,
     roberta,
     seq2seq,
     t5,
@@ -53,6 +56,7 @@ class Subject:
       batch: 8 rows from a seed, some of whose targets do not count.
       logits: of a model, parameters and a batch.
       by_hand: the same, each block applied in turn in a Python loop; None where depth is no scan.
+      refuses: what it says of a mesh that splits the sequence, if it takes none.
     """
 
     config: Any
@@ -62,6 +66,7 @@ class Subject:
     batch: Callable[[int], Mapping[str, jax.Array]]
     logits: Callable[[nn.Module, Any, Mapping[str, jax.Array]], jax.Array]
     by_hand: Callable[[Any, Any, Mapping[str, jax.Array]], jax.Array] | None
+    refuses: str | None = None
 
     def model(self, **changes) -> nn.Module:
         return self.module(dataclasses.replace(self.config, **changes))
@@ -124,12 +129,21 @@ def gpt_by_hand(config, params, batch):
     return LayerNorm().apply({"params": params["final_norm"]}, x) @ table.T
 
 
-def llama_by_hand(config, params, batch):
+def llama_by_hand(config, params, batch, block_of=llama.Block):
     shared = shared_by_blocks(batch)
     x = params["embed"]["table"][batch["tokens"]]
     for layer in range(config.num_layers):
         block = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])
-        x, _ = llama.Block(config).apply({"params": block}, x, shared, None)
+        x, _ = block_of(config).apply({"params": block}, x, shared, None)
+    return RMSNorm().apply({"params": params["final_norm"]}, x) @ params["head"]["table"].T
+
+
+def moba_by_hand(config, params, batch):
+    shared, full = shared_by_blocks(batch), moba.full_layers(config)
+    x = params["embed"]["table"][batch["tokens"]]
+    for layer in range(config.num_layers):
+        block = jax.tree.map(lambda p, layer=layer: p[layer], params["blocks"])
+        x, _ = moba.Block(config).apply({"params": block}, x, shared, (full[layer], None))
     return RMSNorm().apply({"params": params["final_norm"]}, x) @ params["head"]["table"].T
 
 
@@ -393,6 +407,49 @@ SUBJECTS = {
         logits=language_logits,
         by_hand=llama_by_hand,
     ),
+    "native_sparse": Subject(
+        config=native_sparse.NativeSparseConfig(
+            num_layers=2,
+            embed_dim=32,
+            num_heads=4,
+            num_kv_heads=2,
+            value_dim=6,
+            mlp_dim=96,
+            vocab_size=67,
+            max_len=16,
+            sparse=NSAConfig(
+                compressed_size=4, stride=2, block_size=4, num_blocks=2, num_local=1, window=3
+            ),
+        ),
+        module=native_sparse.NativeSparse,
+        init=language.init,
+        loss_fn=language.loss_fn,
+        batch=packed_text,
+        logits=language_logits,
+        by_hand=functools.partial(llama_by_hand, block_of=native_sparse.Block),
+        refuses="takes whole sequences: wanted context=1, got context=2",
+    ),
+    "moba": Subject(
+        config=moba.MobaConfig(
+            num_layers=2,
+            embed_dim=32,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_dim=96,
+            vocab_size=67,
+            max_len=16,
+            block_size=3,
+            top_k=2,
+            full_layers=1,
+        ),
+        module=moba.Moba,
+        init=language.init,
+        loss_fn=language.loss_fn,
+        batch=packed_text,
+        logits=language_logits,
+        by_hand=moba_by_hand,
+        refuses="takes whole sequences: wanted context=1, got context=2",
+    ),
 }
 
 # A larger epsilon than any run's: where a gradient is all rounding (a key's bias moves no softmax),
@@ -583,6 +640,10 @@ def test_sharded_over_eight_devices_is_one_device(
         {name: np.asarray(x) for name, x in batch.items()}
     )
     with sharding.use(mesh):
+        if subject.refuses is not None and config.context > 1:
+            with pytest.raises(ValueError, match=subject.refuses):
+                jax.jit(recorded_step)(state, rows, RATE)
+            return
         new, metrics = jax.jit(recorded_step)(state, rows, RATE)
 
     # The same sums in another order: float32 rounding (1.2e-7) of some hundred terms. A reduction
