@@ -64,7 +64,10 @@ def settings(config: TransformerConfig) -> dict[str, Any]:
     """
     c = config
     if c.norm_epsilon != 1e-5:
-        raise ValueError(f"Marian's norms have an epsilon of 1e-5, got {c.norm_epsilon}")
+        raise ValueError(
+            f"Marian's norms have an epsilon of 1e-5, got {c.norm_epsilon}; what is trained with "
+            "--model.norm-epsilon 1e-5 can be converted"
+        )
     sides = {
         f"{side}_{name}": value
         for side, sizes in (("encoder", c.encoder), ("decoder", c.decoder))
