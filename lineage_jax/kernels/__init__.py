@@ -1,7 +1,14 @@
 """Attention in Pallas: what an accelerator computes faster than its compiler would write it."""
 
 from lineage_jax.kernels.blocks import aligned, stored, unstored
-from lineage_jax.kernels.flash import flash_attention, flash_attention_backward
+from lineage_jax.kernels.flash import (
+    flash_attention,
+    flash_backward,
+    flash_forward,
+    interval_attention,
+    interval_attention_with_sums,
+)
+from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.kernels.native_sparse import (
     Branches,
     NSACache,
@@ -18,13 +25,18 @@ from lineage_jax.kernels.rotary_tpu import turn, turnable
 
 __all__ = [
     "Branches",
+    "Intervals",
     "NSACache",
     "NSAConfig",
     "aligned",
     "compress",
     "empty_nsa_cache",
     "flash_attention",
-    "flash_attention_backward",
+    "flash_backward",
+    "flash_forward",
+    "interval_attention",
+    "interval_attention_with_sums",
+    "intervals",
     "native_sparse_attention",
     "nsa_decode",
     "select_blocks",

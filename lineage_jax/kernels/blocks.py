@@ -1,111 +1,271 @@
-"""How a table of scores is cut into blocks, and which of them anybody reads."""
+"""How a table of scores is cut into tiles, and which of them anybody reads."""
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
-from lineage_jax.typing import Array, Float, Int
+from lineage_jax.kernels.intervals import Intervals
+from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
 LANES = 128
 """Numbers in a row of a TPU's vector registers."""
 
-CHUNK_BYTES = 8 * 2**20
-"""Of a float32 gradient of queries that stays on the chip: half of the 16 MiB of a TPU v4."""
+TILE = 1024
+"""Queries, or keys, in a tile at most."""
+
+PAIRS = 2**17
+"""Pairs of tiles that one call lists at most: half of a TPU's 1 MiB of memory for scalars."""
+
+CHUNK_BYTES = 12 * 2**20
+"""Of float32 gradients of keys and values that stay on the chip together."""
 
 
-class Spans(NamedTuple):
-    """Which blocks of a row's positions read which, beyond what every row has in common.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What is known of intervals before they are computed.
 
-    Documents lie side by side, so the blocks that share one with a block are neighbours. Arrays
-    (inside a kernel, references to them) have an entry for each block of each row, row by row.
+    It decides tiles, and what a call is said to cost. A window is a promise besides: keys beyond
+    it may be left out.
 
     Attributes:
-      window: an array of one number: how many keys a query reads at most.
-      begin, end: the first and the last block that share a document with this one.
-      single: the first block from which on, up to the end of this one, all is one document; the
-        next one, if this block is of several.
+      diagonal: whether an interval's end moves along with its query.
+      window: how many keys an interval has at most, if its end moves by one key a query at most;
+        None if as many as there are.
     """
 
-    window: Any
-    begin: Any
-    end: Any
-    single: Any
+    diagonal: bool = False
+    window: int | None = None
+
+    def table(self, length: int, num_keys: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first and the last key of each query, if it reads what it may."""
+        last = np.full(length, num_keys - 1)
+        if self.diagonal:
+            slope = min(1.0, num_keys / length)
+            last -= np.floor(slope * np.arange(length)[::-1]).astype(int)
+        first = np.zeros_like(last) if self.window is None else last - self.window + 1
+        return np.maximum(first, 0), last
 
 
-def spans(documents: Int[Array, "B T"], size: int, window: Int[Array, "1"]) -> Spans:
-    """The spans of documents that are numbered in the order they come in."""
-    blocks = documents.reshape(documents.shape[0], -1, size)
-    first, last = blocks[:, :, 0], blocks[:, :, -1]  # B N
-    begin = (last[:, None] < first[:, :, None]).sum(-1)
-    end = (first[:, None] <= last[:, :, None]).sum(-1) - 1
-    single = (first[:, None] < last[:, :, None]).sum(-1)
-    return Spans(window, *(x.astype(jnp.int32).ravel() for x in (begin, end, single)))
+UNKNOWN = Expected()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocks:
     """The shape of one call, and how it is cut.
 
     Attributes:
-      batch, heads, groups, length, width: of queries [B, T, H, K] and keys [B, T, G, K].
-      size: queries, and keys, in a block.
-      causal: whether a query reads only keys that are not after it.
+      batch, heads, groups: of queries [B, T, H, K] and keys [B, S, G, K].
+      length, num_keys: T and S, whole tiles of them.
+      width, value_width: of a head of queries and keys, and of values.
+      rows, columns: queries and keys in a tile.
+      expected: what is known of what is read.
+      chunk_bytes: of float32 gradients of keys and values that stay on the chip together.
     """
 
     batch: int
     heads: int
     groups: int
     length: int
+    num_keys: int
     width: int
-    size: int
-    causal: bool
+    value_width: int
+    rows: int
+    columns: int
+    expected: Expected = UNKNOWN
+    chunk_bytes: int = CHUNK_BYTES
 
     @property
-    def count(self) -> int:
-        """Blocks of queries, and of keys."""
-        return self.length // self.size
+    def share(self) -> int:
+        """Heads of queries that read one head of keys."""
+        return self.heads // self.groups
+
+    @property
+    def num_rows(self) -> int:
+        """Tiles of queries."""
+        return self.length // self.rows
+
+    @property
+    def num_columns(self) -> int:
+        """Tiles of keys."""
+        return self.num_keys // self.columns
 
     @property
     def chunk(self) -> int:
-        """Blocks of queries whose gradients stay on the chip together."""
-        most = max(1, CHUNK_BYTES // (4 * self.size * self.width))
-        return max(n for n in range(1, self.count + 1) if self.count % n == 0 and n <= most)
+        """Tiles of keys whose gradients stay on the chip together."""
+        most = max(1, self.chunk_bytes // (4 * self.columns * (self.width + self.value_width)))
+        return -(-self.num_columns // -(-self.num_columns // most))
 
     @property
+    def chunks(self) -> int:
+        """How many times that is all of them."""
+        return -(-self.num_columns // self.chunk)
+
+    @functools.cached_property
     def pairs(self) -> int:
-        """Blocks of scores that are computed, of one head, if each row is one document."""
-        return self.count * (self.count + 1) // 2 if self.causal else self.count**2
+        """Tiles of scores that are computed, of one head, if what is read is as expected."""
+        return int(self._expected.sum())
 
-    @property
+    @functools.cached_property
     def masked(self) -> float:
         """The share of these in which some score is hidden: a causal mask's diagonal."""
-        return self.count / self.pairs if self.causal else 0.0
+        first, last = self.expected.table(self.length, self.num_keys)
+        first, last = (x.reshape(-1, self.rows) for x in (first, last))
+        whole = (last.min(1) + 1) // self.columns - -(-first.max(1) // self.columns)
+        return 1 - int(np.maximum(whole, 0).sum()) / self.pairs
 
-    def keys_of(self, spans: Spans, row: Any, i: Any) -> tuple[Any, Any]:
-        """The first and the last block of keys that a block of queries reads."""
-        first, last = (x[row * self.count + i] for x in (spans.begin, spans.end))
-        if not self.causal:
-            return first, last
-        in_window = jnp.maximum(i * self.size - spans.window[0] + 1, 0) // self.size
-        return jnp.maximum(first, in_window), i
+    def bytes_of_key(self, dtype: DTypeLike) -> int:
+        """Of one position of one head of keys and values."""
+        return (self.width + self.value_width) * jnp.dtype(dtype).itemsize
 
-    def queries_of(self, spans: Spans, row: Any, j: Any) -> tuple[Any, Any]:
-        """The first and the last block of queries that read a block of keys."""
-        first, last = (x[row * self.count + j] for x in (spans.begin, spans.end))
-        if not self.causal:
-            return first, last
-        in_window = (j * self.size + self.size - 1 + spans.window[0] - 1) // self.size
-        return j, jnp.minimum(last, in_window)
+    @property
+    def _expected(self) -> np.ndarray:
+        first, last = self.expected.table(self.length, self.num_keys)
+        first, last = (x.reshape(-1, self.rows) for x in (first, last))
+        return last.max(1) // self.columns - first.min(1) // self.columns + 1
 
-    def visible(self, spans: Spans, row: Any, i: Any, j: Any) -> tuple[Any, Any]:
-        """Whether any score of a block is to be computed, and whether none of it is hidden."""
-        first, last = self.keys_of(spans, row, i)
-        some = (first <= j) & (j <= last)
-        whole = spans.single[row * self.count + jnp.maximum(i, j)] <= jnp.minimum(i, j)
-        if self.causal:
-            whole &= (j < i) & ((i - j + 1) * self.size <= spans.window[0])
-        return some, whole
+
+def cut(
+    query: tuple[int, ...],
+    keys: tuple[int, ...],
+    value_width: int,
+    expected: Expected,
+    *,
+    tile: int | None = None,
+    chunk_bytes: int | None = None,
+) -> Blocks:
+    """Blocks for arrays of these shapes.
+
+    Tiles are as large as may be with little padding; where a window is short, those that cost
+    least, as large ones compute more beside it and small ones take more steps.
+
+    Args:
+      query, keys: shapes.
+      value_width: of a head of values.
+      expected: what is known of what is read.
+      tile: queries, or keys, in a tile at most; TILE if not given.
+      chunk_bytes: of `Blocks`; CHUNK_BYTES if not given.
+    """
+    (batch, length, heads, width), (_, num_keys, groups, _) = query, keys
+
+    def blocks(rows: int, columns: int) -> Blocks:
+        return Blocks(
+            batch=batch,
+            heads=heads,
+            groups=groups,
+            length=-(-length // rows) * rows,
+            num_keys=-(-num_keys // columns) * columns,
+            width=width,
+            value_width=value_width,
+            rows=rows,
+            columns=columns,
+            expected=expected,
+            chunk_bytes=chunk_bytes or CHUNK_BYTES,
+        )
+
+    of_queries, of_keys = sides(length, tile or TILE), sides(num_keys, tile or TILE)
+    if expected.window is None:
+        return blocks(of_queries[0], of_keys[0])
+    choices = (blocks(rows, columns) for rows in of_queries for columns in of_keys)
+    return min(choices, key=lambda b: b.pairs * (b.rows * b.columns + STEP) + b.length * ROW)
+
+
+STEP, ROW = 150_000, 100
+"""What a step of the grid, and a query, cost besides scores, in scores: between those of v5e and
+v6e, from the bundles of the forward kernel (`experiments/LOG.md`)."""
+
+
+def sides(length: int, tile: int) -> list[int]:
+    """Sizes of tiles to choose from, the one that pads least first."""
+    whole = -(-length // LANES) * LANES
+    if whole <= tile:
+        return [whole, *(n for n in (512, 256) if n < whole)]
+    sizes = [n for n in (1024, 768, 512, 256, 128) if n <= tile]
+    most = [n for n in sizes if 2 * n >= tile]
+    best = min(most, key=lambda n: -(-length // n) * n)
+    return [best, *(n for n in sizes if n < best and n >= 256)]
+
+
+class Pairs(NamedTuple):
+    """Which tile of keys meets which tile of queries, in the order of the queries.
+
+    Attributes:
+      codes: of each step of each row [rows * steps at most]: FIRST and so on, then the tile of keys
+        from bit KEYS_AT on, and that of queries from QUERIES_AT on.
+      steps: how many there are in the longest row. Shorter ones do nothing at their ends.
+    """
+
+    codes: Int[Array, "N"]
+    steps: Int[Array, ""]
+
+
+FIRST, LAST, READ, HIDDEN = 1, 2, 4, 8
+"""Of a step: the first or last of its tile of queries, any score is read, any is hidden."""
+
+KEYS_AT, QUERIES_AT = 4, 17
+"""Tiles are numbered with 13 bits: eight million positions in tiles of 1024."""
+
+
+def pairs_of(
+    blocks: Blocks, reads: Intervals, chunk: int | Array = 0, size: int | None = None
+) -> Pairs:
+    """The pairs of tiles in which anything is read.
+
+    Every tile of queries has a step at least, or if only a chunk of the keys is asked for, every
+    row.
+
+    Args:
+      blocks: of the call.
+      reads: of whole tiles of queries.
+      chunk, size: which chunk of the keys, of how many tiles; all keys if not given.
+    """
+    rows = reads.first.shape[0]
+    empty = reads.first > reads.last
+
+    def of_tiles(x: Array, fill: int, reduce: Callable[..., Array]) -> Array:
+        return reduce(jnp.where(empty, fill, x).reshape(rows, -1, blocks.rows), axis=2)
+
+    size_, none = blocks.columns, blocks.num_keys
+    begin = of_tiles(reads.first, none, jnp.min) // size_
+    end = of_tiles(reads.last, -1, jnp.max) // size_
+    whole_begin = -(-of_tiles(reads.first, none, jnp.max) // size_)
+    whole_end = (of_tiles(reads.last, -1, jnp.min) + 1) // size_ - 1
+    if size is not None:
+        begin, end = jnp.maximum(begin, chunk * size), jnp.minimum(end, chunk * size + size - 1)
+    some = begin <= end
+    counts = jnp.where(some, end - begin + 1, 0 if size is not None else 1)
+    counts = counts.at[:, 0].max((counts.sum(1) == 0).astype(counts.dtype))
+    begin = jnp.where(some, begin, 0 if size is None else chunk * size)
+    ends = jnp.cumsum(counts, axis=1)  # rows, tiles of queries
+    total = ends[:, -1:]
+    step = jnp.arange(blocks.num_rows * (size or blocks.num_columns))[None]
+    at = jnp.minimum(step, total - 1)  # rows, steps
+    past = at[..., None] >= ends[:, None, :-1]  # of each tile of queries but the last
+
+    def taken(x: Array) -> Array:
+        """x of the tile of queries of each step; a sum, because a TPU gathers slowly."""
+        return x[:, :1] + (past * jnp.diff(x, axis=1)[:, None]).sum(-1)
+
+    i, within = past.sum(-1), at - taken(ends - counts)
+    j = taken(begin) + within
+    flags = (
+        FIRST * (within == 0)
+        + LAST * (within == taken(counts) - 1)
+        + READ * taken(some.astype(jnp.int32))
+        + HIDDEN * ((j < taken(whole_begin)) | (j > taken(whole_end)))
+    )
+    flags = jnp.where(step < total, flags, 0)
+    codes = (i << QUERIES_AT) | (j << KEYS_AT) | flags
+    return Pairs(codes.astype(jnp.int32).ravel(), total.max().astype(jnp.int32))
+
+
+def visible(reads: Intervals, num_keys: int) -> Bool[Array, "#B T S"]:
+    """The table of which query reads which key."""
+    at = jnp.arange(num_keys)[None, None]
+    return (at >= reads.first[..., None]) & (at <= reads.last[..., None])
 
 
 def aligned(width: int) -> bool:

@@ -1,42 +1,151 @@
-"""The kernels of flash attention for TPU: what `lineage_jax.kernels.flash` prepares comes here.
+"""Flash attention for TPU, forward: what `lineage_jax.kernels.flash` prepares comes here.
 
-A TPU takes the blocks of a grid in order, so what many blocks add up to stays in its memory on the
-chip: a block of queries meets its keys in turn, forward; backward, a block of keys meets its
-queries, and the gradient of the queries stays for a chunk of many blocks. Blocks that a causal mask
-or a window hides are neither fetched nor computed.
+A TPU takes the steps of a grid in order, so what many steps add up to stays in its memory on the
+chip: a tile of queries meets its keys in turn. The list of steps is made before, from what each
+query reads, and given to the kernel as scalars; what nobody reads is neither fetched nor computed.
+
+Scores are computed keys by queries, so that what there is one of for each query is a row, and a
+maximum or a sum over keys is taken between registers, not within them. A tile is computed in parts,
+and products of the next parts begin before the softmax of one ends: both keep their units busy.
 """
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.blocks import LANES, Blocks, Spans, aligned
+from lineage_jax.kernels.blocks import (
+    FIRST,
+    HIDDEN,
+    KEYS_AT,
+    LANES,
+    LAST,
+    QUERIES_AT,
+    READ,
+    Blocks,
+    Pairs,
+    aligned,
+)
+from lineage_jax.kernels.intervals import Intervals
+from lineage_jax.typing import Array, Float
 
+LOWEST = jnp.iinfo(jnp.int32).min
 MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
 VMEM_BYTES = 64 * 2**20
 """Of memory on the chip that a kernel may take; a TPU v5p has so much for each core."""
 
 
-def visible(blocks: Blocks, queries: Any, keys: Any, window: Any) -> Any:
-    """Which scores of a block are read, from the places of its queries and keys."""
-    if blocks.causal:
-        return (queries - keys).astype(jnp.uint32) < window.astype(jnp.uint32)  # no less than 0
-    behind = (queries - keys + blocks.length).astype(jnp.uint32)
-    return behind < 2 * blocks.length
+class Parts(NamedTuple):
+    """How a tile of scores is computed: in parts, one after another.
+
+    Attributes:
+      keys, queries: in a part at most.
+      ahead: parts whose first products are computed before one is exponentiated.
+      behind: parts that are exponentiated before one is multiplied again.
+    """
+
+    keys: int
+    queries: int
+    ahead: int
+    behind: int
+
+    def run(self, blocks: Blocks, begin: Callable, middle: Callable, end: Callable) -> None:
+        """`end(middle(begin(*part), *part), *part)` of all parts, some at a time.
+
+        A part is a slice of the keys of a tile and one of its queries.
+        """
+        rows, columns = within(blocks.rows, self.queries), within(blocks.columns, self.keys)
+        parts = [(a, b) for a in columns for b in rows]
+        begun, ready = [begin(*part) for part in parts[: self.ahead]], list[Any]()
+        for n, part in enumerate(parts):
+            begun += [begin(*later) for later in parts[n + self.ahead :][:1]]
+            ready.append(middle(begun[n], *part))
+            if n >= self.behind:
+                end(ready[n - self.behind], *parts[n - self.behind])
+        for n in range(max(0, len(parts) - self.behind), len(parts)):
+            end(ready[n], *parts[n])
 
 
-def when_visible(blocks: Blocks, spans: Spans, row: Any, i: Any, j: Any, meet: Any) -> None:
-    """Calls `meet(masked)` if a block of scores is read; masked if some of them are not."""
-    some, whole = blocks.visible(spans, row, i, j)
-    if blocks.masked < 1:
-        pl.when(some & whole)(lambda: meet(False))
-    pl.when(some & jnp.logical_not(whole))(lambda: meet(True))
+def within(size: int, most: int) -> list[slice]:
+    """Slices of equal size, whole rows of lanes, that fill a tile."""
+    sizes = range(LANES, min(size, most) + 1, LANES)
+    each = max(n for n in sizes if size % n == 0)
+    return [slice(start, start + each) for start in range(0, size, each)]
+
+
+FORWARD = Parts(keys=512, queries=256, ahead=3, behind=1)
+"""The fewest bundles of those that were tried at widths of 192 and 128, on v5e and v6e
+(`experiments/LOG.md`)."""
+
+
+class Told(NamedTuple):
+    """What a kernel is told of who reads what; rows of the batch may have one answer in common.
+
+    Attributes:
+      codes, steps: of `Pairs`.
+      reads: the first key that each query reads, and how many, [#B, 2, T]: int32, with the lowest
+        number added, as `hide` takes them.
+    """
+
+    codes: Any
+    steps: Any
+    reads: Any
+
+
+def told(pairs: Pairs, reads: Intervals) -> Told:
+    """In the form that kernels take."""
+    count = jnp.maximum(reads.last - reads.first + 1, 0)
+    return Told(*pairs, jnp.stack((reads.first, count), axis=1) + LOWEST)
+
+
+def hide(scores: Any, reads: Any, start: Any) -> Any:
+    """Scores, keys by queries, MASKED where a query does not read a key.
+
+    A key is read if key - first, taken as a number without a sign, is less than the count: one
+    comparison for both ends. With the lowest number added on either side signs may stay.
+
+    Args:
+      scores: of keys one after another.
+      reads: of `Told`, of the queries.
+      start: the first of the keys.
+    """
+    keys = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0) + start
+    return jnp.where(keys - reads[:1] < reads[1:], scores, MASKED)
+
+
+class Step(NamedTuple):
+    """What a step of the grid is to do."""
+
+    code: Any
+
+    @property
+    def keys(self) -> Any:
+        """The tile of keys."""
+        return (self.code >> KEYS_AT) & ((1 << (QUERIES_AT - KEYS_AT)) - 1)
+
+    @property
+    def queries(self) -> Any:
+        """The tile of queries."""
+        return self.code >> QUERIES_AT
+
+    def has(self, flag: int) -> Any:
+        """Whether a flag is set."""
+        return self.code & flag != 0
+
+    def meet(self, tile: Callable[[bool], None]) -> None:
+        """Calls `tile(masked)` if any score is read; masked if some are hidden."""
+        seen = self.code & (READ | HIDDEN)
+        pl.when(seen == READ)(lambda: tile(False))
+        pl.when(seen == READ | HIDDEN)(lambda: tile(True))
+
+
+def step_of(lists: int, codes: Any, row: Any, number: Any) -> Step:
+    """A step of a row of the batch, if there is a list for each row or one for all."""
+    return Step(codes[number if lists == 1 else row * (codes.shape[0] // lists) + number])
 
 
 def product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
@@ -50,19 +159,14 @@ def product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
     )
 
 
-def spread(x: Any, width: int) -> Any:
-    """Rows that hold one number, [R, LANES], as wide as given."""
-    return jnp.tile(x, (1, pl.cdiv(width, LANES)))[:, :width]
-
-
 def block_of_head(
-    blocks: Blocks, rows: int, where: Callable[..., tuple[Any, Any, Any]]
+    width: int, rows: int, where: Callable[..., tuple[Any, Any, Any]]
 ) -> pl.BlockSpec:
-    """Positions of one head, [rows, K], of heads as they are stored.
+    """Positions of one head, [rows, width], of heads as they are stored.
 
     Args:
-      blocks: of the call.
-      rows: how many.
+      width: of a head.
+      rows: how many positions.
       where: from indices of the grid to the row of the batch, the head, and the block.
     """
 
@@ -73,261 +177,130 @@ def block_of_head(
     def matrix(*at):
         return *where(*at), 0
 
-    if aligned(blocks.width):
-        return pl.BlockSpec((None, rows, blocks.width), columns)
-    return pl.BlockSpec((None, None, rows, blocks.width), matrix)
+    if aligned(width):
+        return pl.BlockSpec((None, rows, width), columns)
+    return pl.BlockSpec((None, None, rows, width), matrix)
 
 
-def forward(blocks: Blocks, spans: Spans, places, query, keys, values, *, interpret: bool):
-    """Attended values, stored as the queries are, and logarithmic sums [B, H, 1, T]."""
-    b, size, width = blocks, blocks.size, blocks.width
-    scale = math.log2(math.e) / math.sqrt(width)  # for powers of two, which are what a TPU has
+def stored_shape(batch: int, length: int, heads: int, width: int) -> tuple[int, ...]:
+    """Of heads as they are stored."""
+    if aligned(width):
+        return batch, length, heads * width
+    return batch, heads, length, width
 
-    def kernel(*refs):
-        spans, (at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest) = told(refs)
+
+def forward(
+    blocks: Blocks,
+    told: Told,
+    query: Float[Array, "..."],
+    keys: Float[Array, "..."],
+    values: Float[Array, "..."],
+    *,
+    interpret: bool,
+) -> tuple[Float[Array, "..."], Float[Array, "B H 1 T"]]:
+    """Attended values, stored as heads are, and logarithmic sums; MASKED of what reads nothing."""
+    b, lists = blocks, told.reads.shape[0]
+    scale = math.log2(math.e) / math.sqrt(b.width)  # for powers of two, which are what a TPU has
+
+    def kernel(codes, reads_ref, query_ref, keys_ref, values_ref, *rest):
         out_ref, log_ref, largest_ref, sum_ref, total_ref = rest
-        row, i, j = (pl.program_id(axis) for axis in (0, 2, 3))
+        step = step_of(lists, codes, pl.program_id(0), pl.program_id(2))
 
-        @pl.when(j == 0)
+        @pl.when(step.has(FIRST))
         def start():
             largest_ref[...] = jnp.full_like(largest_ref, MASKED)
             sum_ref[...] = jnp.zeros_like(sum_ref)
             total_ref[...] = jnp.zeros_like(total_ref)
 
-        def meet(masked):
-            values = values_ref[...]
-            scores = product(query_ref[...], keys_ref[...], (1, 1)) * scale  # queries, keys
-            if masked:
-                reads = visible(b, at_ref[0], key_at_ref[0], spans.window[0])
-                scores = jnp.where(reads, scores, MASKED)
-            old = largest_ref[...]
-            largest = jnp.maximum(old, scores.max(1, keepdims=True))
-            weights = jnp.exp2(scores - spread(largest, size))
-            keep = jnp.exp2(old - largest)
-            largest_ref[...] = largest
-            sum_ref[...] = sum_ref[...] * keep + weights.sum(1, keepdims=True)
-            new = product(weights.astype(values.dtype), values, (1, 0))
-            total_ref[...] = total_ref[...] * spread(keep, width) + new
+        def tile(masked):
+            turned = values_ref[...].T
 
-        when_visible(b, spans, row, i, j, meet)
+            def score(here, at):
+                return product(keys_ref[here], query_ref[at], (1, 1)) * scale  # keys, queries
 
-        @pl.when(j == b.count - 1)
+            def weigh(scores, here, at):
+                if masked:
+                    start = step.keys * b.columns + here.start
+                    scores = hide(scores, reads_ref[0, :, at], start)
+                old = largest_ref[:, at]
+                largest = jnp.maximum(old, scores.max(0, keepdims=True))
+                weights, keep = jnp.exp2(scores - largest), jnp.exp2(old - largest)
+                largest_ref[:, at] = largest
+                sum_ref[:, at] = sum_ref[:, at] * keep + weights.sum(0, keepdims=True)
+                return weights.astype(turned.dtype), keep
+
+            def add(weighed, here, at):
+                weights, keep = weighed
+                new = product(turned[:, here], weights, (1, 0))
+                total_ref[:, at] = total_ref[:, at] * keep + new
+
+            FORWARD.run(b, score, weigh, add)
+
+        step.meet(tile)
+
+        @pl.when(step.has(LAST))
         def finish():
-            out_ref[...] = (total_ref[...] / spread(sum_ref[...], width)).astype(out_ref.dtype)
+            any_key = reads_ref[0, 1:] > LOWEST
+            out = jnp.where(any_key, total_ref[...] / sum_ref[...], 0)
+            out_ref[...] = out.T.astype(out_ref.dtype)
             log_sum = largest_ref[...] * math.log(2) + jnp.log(sum_ref[...])
-            log_ref[0, 0] = log_sum.T[:1]
+            log_ref[0, 0] = jnp.where(any_key, log_sum, MASKED)
 
-    share = b.heads // b.groups
+    def of_queries(n, h, p, codes):
+        return n, h, step_of(lists, codes, n, p).queries
 
-    def of_queries(n, h, i, j, *refs):
-        return n, h, i
+    def of_keys(n, h, p, codes):
+        return n, h // b.share, step_of(lists, codes, n, p).keys
 
-    def of_keys(n, h, i, j, *refs):
-        return n, h // share, jnp.clip(j, *b.keys_of(Spans(*refs), n, i))
+    def row(n, h, p, codes):
+        return 0 if lists == 1 else n, 0, step_of(lists, codes, n, p).queries
 
-    block = functools.partial(block_of_head, b, size)
-    at = [
-        pl.BlockSpec((1, size, 1), lambda n, h, i, *_: (n, i, 0)),
-        pl.BlockSpec((1, 1, size), lambda n, *at: (n, 0, of_keys(n, *at)[2])),
-    ]
-    scores = b.batch * b.heads * b.pairs * size**2
+    def head_row(n, h, p, codes):
+        return n, h, 0, step_of(lists, codes, n, p).queries
+
+    tiles = b.batch * b.heads * b.pairs
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(spans),
-            grid=(b.batch, b.heads, b.count, b.count),
-            in_specs=[*at, block(of_queries), block(of_keys), block(of_keys)],
+            num_scalar_prefetch=1,
+            grid=(b.batch, b.heads, told.steps),
+            in_specs=[
+                pl.BlockSpec((1, 2, b.rows), row),
+                block_of_head(b.width, b.rows, of_queries),
+                block_of_head(b.width, b.columns, of_keys),
+                block_of_head(b.value_width, b.columns, of_keys),
+            ],
             out_specs=[
-                block(of_queries),
-                pl.BlockSpec((1, 1, 1, size), lambda n, h, i, *_: (n, h, 0, i)),
+                block_of_head(b.value_width, b.rows, of_queries),
+                pl.BlockSpec((1, 1, 1, b.rows), head_row),
             ],
             scratch_shapes=[
-                pltpu.VMEM((size, LANES), jnp.float32),
-                pltpu.VMEM((size, LANES), jnp.float32),
-                pltpu.VMEM((size, width), jnp.float32),
+                pltpu.VMEM((1, b.rows), jnp.float32),
+                pltpu.VMEM((1, b.rows), jnp.float32),
+                pltpu.VMEM((b.value_width, b.rows), jnp.float32),
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            jax.ShapeDtypeStruct(
+                stored_shape(b.batch, b.length, b.heads, b.value_width), values.dtype
+            ),
             jax.ShapeDtypeStruct((b.batch, b.heads, 1, b.length), jnp.float32),
         ],
-        compiler_params=compiler_params(3),
+        compiler_params=compiler_params(2),
         cost_estimate=pl.CostEstimate(
-            flops=4 * scores * width,
-            transcendentals=scores,
-            bytes_accessed=2 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
+            flops=2 * tiles * b.rows * b.columns * (b.width + b.value_width),
+            transcendentals=tiles * b.rows * b.columns,
+            bytes_accessed=moved(b, query) + tiles * b.columns * b.bytes_of_key(keys.dtype),
         ),
         metadata=metadata(b),
         name="flash_attention_forward",
         interpret=interpret,
-    )(*spans, *places, query, keys, values)
+    )(told.codes, told.reads, query, keys, values)
 
 
-def inner_products(blocks: Blocks, out, out_grad, *, interpret: bool):
-    """Of each position's attended values and their gradient, for each head, [B, H, 1, T]."""
-    b = blocks
-
-    def kernel(out_ref, grad_ref, inner_ref):
-        products = out_ref[...].astype(jnp.float32) * grad_ref[...].astype(jnp.float32)
-        sums = products.sum(1, keepdims=True)
-        inner_ref[0, 0] = jnp.broadcast_to(sums, (b.size, LANES)).T[:1]
-
-    block = block_of_head(b, b.size, lambda n, h, i: (n, h, i))
-    return pl.pallas_call(
-        kernel,
-        grid=(b.batch, b.heads, b.count),
-        in_specs=[block, block],
-        out_specs=pl.BlockSpec((1, 1, 1, b.size), lambda n, h, i: (n, h, 0, i)),
-        out_shape=jax.ShapeDtypeStruct((b.batch, b.heads, 1, b.length), jnp.float32),
-        compiler_params=compiler_params(3, 0),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * out.size, transcendentals=0, bytes_accessed=out.nbytes + out_grad.nbytes
-        ),
-        name="inner_products",
-        interpret=interpret,
-    )(out, out_grad)
-
-
-def backward(
-    blocks: Blocks,
-    spans: Spans,
-    places,
-    query,
-    keys,
-    values,
-    out_grad,
-    log_sum,
-    inner,
-    *,
-    interpret: bool,
-):
-    """Gradients of queries, keys and values, stored as these are, and in their types.
-
-    Scores are computed keys by queries, so that what there is one of for each query is a row.
-    """
-    b, size, width, chunk = blocks, blocks.size, blocks.width, blocks.chunk
-    scale, share, chunks = 1 / math.sqrt(width), b.heads // b.groups, b.count // blocks.chunk
-    log2_e = math.log2(math.e)
-
-    def kernel(*refs):
-        spans, (at_ref, key_at_ref, query_ref, keys_ref, values_ref, *rest) = told(refs)
-        grad_ref, log_ref, inner_ref, of_query_ref, of_keys_ref, of_values_ref, *sums = rest
-        query_sum, keys_sum, values_sum = sums
-        row, part, j, step = (pl.program_id(axis) for axis in (0, 2, 3, 4))
-        i = part * chunk + step
-
-        @pl.when((j == 0) & (step == 0))
-        def start_chunk():
-            query_sum[...] = jnp.zeros_like(query_sum)
-
-        @pl.when(step == 0)
-        def start_keys():
-            keys_sum[...] = jnp.zeros_like(keys_sum)
-            values_sum[...] = jnp.zeros_like(values_sum)
-
-        def meet(masked):
-            query, keys, grad = query_ref[...], keys_ref[...], grad_ref[...]
-            scores = product(keys, query, (1, 1)) * (scale * log2_e)  # keys, queries
-            if masked:
-                reads = visible(b, at_ref[0], key_at_ref[0], spans.window[0])
-                scores = jnp.where(reads, scores, MASKED)
-            weights = jnp.exp2(scores - log_ref[0, 0] * log2_e)
-            values_sum[...] += product(weights.astype(grad.dtype), grad, (1, 0))
-            of_weights = product(values_ref[...], grad, (1, 1))
-            of_scores = (weights * (of_weights - inner_ref[0, 0])).astype(query.dtype)
-            keys_sum[...] += product(of_scores, query, (1, 0))
-            here = pl.ds(pl.multiple_of(step * size, size), size)
-            query_sum[here] += product(of_scores, keys, (0, 0))
-
-        when_visible(b, spans, row, i, j, meet)
-
-        @pl.when(step == chunk - 1)
-        def finish_keys():
-            of_keys_ref[...] = (keys_sum[...] * scale).astype(of_keys_ref.dtype)
-            of_values_ref[...] = values_sum[...].astype(of_values_ref.dtype)
-
-        @pl.when((j == b.count - 1) & (step == chunk - 1))
-        def finish_chunk():
-            of_query_ref[...] = (query_sum[...] * scale).astype(of_query_ref.dtype)
-
-    def read(n, c, j, step, *refs):
-        first, last = b.queries_of(Spans(*refs), n, j)
-        here = jnp.clip(c * chunk + step, first, last)
-        return jnp.clip(here, c * chunk, c * chunk + chunk - 1)
-
-    def of_queries(n, h, c, j, step, *refs):
-        return n, h, read(n, c, j, step, *refs)
-
-    def of_keys(n, h, c, j, step, *refs):
-        return n, h // share, j
-
-    def of_chunk(n, h, c, j, step, *refs):
-        return n, h, c
-
-    def of_part(n, h, c, j, step, *refs):
-        return n * chunks + c, h, j
-
-    def by_row(n, h, c, j, step, *refs):
-        return n, h, 0, read(n, c, j, step, *refs)
-
-    block = functools.partial(block_of_head, b, size)
-    row = pl.BlockSpec((1, 1, 1, size), by_row)
-    at = [
-        pl.BlockSpec((1, 1, size), lambda n, h, *at: (n, 0, read(n, *at))),
-        pl.BlockSpec((1, size, 1), lambda n, h, c, j, *_: (n, j, 0)),
-    ]
-    # Of each head of queries, and each chunk of them: what one head of keys and values is read by.
-    parts = (b.batch * chunks, *query.shape[1:])
-    part_type = keys.dtype if share * chunks == 1 else jnp.float32
-    scores = b.batch * b.heads * b.pairs * size**2
-    of_query, of_keys_, of_values = pl.pallas_call(
-        kernel,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(spans),
-            grid=(b.batch, b.heads, chunks, b.count, chunk),
-            in_specs=[
-                *(*at, block(of_queries), block(of_keys), block(of_keys)),
-                *(block(of_queries), row, row),
-            ],
-            out_specs=[
-                block_of_head(b, chunk * size, of_chunk),
-                *(block(of_part), block(of_part)),
-            ],
-            scratch_shapes=[
-                pltpu.VMEM((chunk * size, width), jnp.float32),
-                pltpu.VMEM((size, width), jnp.float32),
-                pltpu.VMEM((size, width), jnp.float32),
-            ],
-        ),
-        out_shape=[
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
-            *(jax.ShapeDtypeStruct(parts, part_type),) * 2,
-        ],
-        compiler_params=compiler_params(3, 2),
-        cost_estimate=pl.CostEstimate(
-            flops=10 * scores * width,
-            transcendentals=scores,
-            bytes_accessed=4 * query.nbytes + 2 * b.pairs * query.nbytes // b.count,
-        ),
-        metadata=metadata(b),
-        name="flash_attention_backward",
-        interpret=interpret,
-    )(*spans, *places[::-1], query, keys, values, out_grad, log_sum, inner)
-
-    def whole(x: Any, like: Any) -> Any:
-        if aligned(width):
-            x = x.reshape(b.batch, chunks, b.length, b.groups, share, width).sum((1, 4))
-        else:
-            x = x.reshape(b.batch, chunks, b.groups, share, b.length, width).sum((1, 3))
-        return x.reshape(like.shape).astype(like.dtype)
-
-    return of_query, whole(of_keys_, keys), whole(of_values, values)
-
-
-def told(refs: tuple[Any, ...]) -> tuple[Spans, tuple[Any, ...]]:
-    """What a kernel is told of spans before it begins, and the other references."""
-    count = len(Spans._fields)
-    return Spans(*refs[:count]), refs[count:]
+def moved(blocks: Blocks, query: Float[Array, "..."]) -> int:
+    """Bytes of queries and of as many heads of values."""
+    return query.nbytes + query.nbytes * blocks.value_width // blocks.width
 
 
 def metadata(blocks: Blocks) -> dict[str, str]:

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from lineage_jax.kernels.platform import platform
 from lineage_jax.nn.fused import ATTENDED, fused_attention, heads_named
 from lineage_jax.nn.linear import Linear
 from lineage_jax.nn.masks import Mask
 from lineage_jax.nn.norms import without_ones
 from lineage_jax.nn.ring import ring_attention
-from lineage_jax.nn.split import mesh_axes, platform, split
+from lineage_jax.nn.split import mesh_axes, split
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
 HEADS = "heads"

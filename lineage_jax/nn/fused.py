@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lineage_jax.kernels import flash_attention, flash_attention_backward, stored, unstored
+from lineage_jax.kernels import flash_backward, flash_forward, intervals, stored, unstored
+from lineage_jax.kernels.flash import expectation
+from lineage_jax.kernels.platform import platform
 from lineage_jax.nn.masks import Mask
-from lineage_jax.nn.split import on_each_device, platform, stored_axes
+from lineage_jax.nn.split import on_each_device, stored_axes
 from lineage_jax.typing import Array, Float, Int
 
 ATTENDED = "attended"
@@ -42,8 +44,8 @@ def _forward(query, keys, values, mask):
     width, heads = query.shape[-1], stored_axes(query.shape[-1])
 
     def local(query, keys, values, segments, window):
-        arrays = (unstored(x, width) for x in (query, keys, values))
-        out, log_sum = flash_attention(*arrays, **options(mask, segments, window))
+        arrays = [unstored(x, width) for x in (query, keys, values)]
+        out, log_sum = flash_forward(*arrays, **options(mask, arrays[0], segments, window))
         return stored(out), log_sum
 
     given = (*map(stored, (query, keys, values)), segments_of(mask, query), mask.window)
@@ -59,8 +61,9 @@ def _backward(saved, out_grad):
 
     def local(query, keys, values, out, out_grad, log_sum, segments, window):
         *arrays, grad = (unstored(x, width) for x in (query, keys, values, out, out_grad))
-        kind = options(mask, segments, window)
-        return tuple(map(stored, flash_attention_backward(*arrays, log_sum, grad, **kind)))
+        kind = options(mask, grad, segments, window)
+        found = flash_backward(*arrays[:3], out=arrays[3], log_sum=log_sum, out_grad=grad, **kind)
+        return tuple(map(stored, found))
 
     arrays = map(stored, (query, keys, values, out, out_grad))
     given = (*arrays, log_sum, segments_of(mask, query), mask.window)
@@ -71,12 +74,14 @@ def _backward(saved, out_grad):
 fused_attention.defvjp(_forward, _backward)
 
 
-def options(mask: Mask, segments: Any, window: Any) -> dict[str, Any]:
-    """How the kernel takes a mask."""
+def options(
+    mask: Mask, query: Float[Array, "B T H K"], segments: Any, window: Any
+) -> dict[str, Any]:
+    """How the kernels take a mask."""
+    length = query.shape[1]
     return dict(
-        causal=mask.causal,
-        window=window,
-        segment_ids=segments,
+        reads=intervals(length, length, causal=mask.causal, window=window, segment_ids=segments),
+        expected=expectation(mask.causal, mask.window),
         interpret=platform() != "tpu",
     )
 

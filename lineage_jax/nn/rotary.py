@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lineage_jax.kernels import stored, turn, turnable, unstored
-from lineage_jax.nn.split import mesh_axes, on_each_device, platform, stored_axes
+from lineage_jax.kernels.platform import platform
+from lineage_jax.nn.split import mesh_axes, on_each_device, stored_axes
 from lineage_jax.typing import Array, Float, Int
 
 

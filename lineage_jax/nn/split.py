@@ -46,12 +46,6 @@ def ways(name: str, *, but: str) -> int:
     return math.prod(extent for axis, extent in mesh_axes(name).items() if axis != but)
 
 
-def platform() -> str:
-    """What computes here: "cpu", "gpu" or "tpu"; of a mesh whose devices need not exist, theirs."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
 @contextlib.contextmanager
 def without(axis: str) -> Iterator[None]:
     """Where the rules of logical axes leave out a mesh axis, because it is split by hand."""

@@ -81,7 +81,9 @@ class Chip:
 
 
 def flash(**shares: tuple[float, float]) -> tuple[tuple[str, tuple[float, float]], ...]:
-    """Shares of the peak of attention's kernels, whose blocks are 1024 x 1024 x 128.
+    """Shares of the peak of attention's kernels, whose tiles are 1024 x 1024 x 128.
+
+    (Backward on v4, for want of memory on the chip, 512 x 512 x 128.)
 
     Products of 2^29 and 5 x 2^28 FLOPs (`experiments/LOG.md` has the bundles).
     """
@@ -101,7 +103,7 @@ V4 = Chip(
     config="megacore",  # as on Cloud TPU: both cores are one device
     price=3.22,  # sky
     products=0.93,
-    kernels=flash(forward=(0.42, 0.56), backward=(0.75, 0.87)),
+    kernels=flash(forward=(0.47, 0.61), backward=(0.57, 0.78)),
 )
 
 V5E = Chip(
@@ -117,7 +119,7 @@ V5E = Chip(
     price=1.20,  # sky
     flags=ASYNC_COLLECTIVES + CONTINUATION_FUSION,
     products=0.88,
-    kernels=flash(forward=(0.61, 0.72), backward=(0.97, 1.00)),
+    kernels=flash(forward=(0.73, 0.82), backward=(0.98, 1.00)),
 )
 
 V5P = Chip(
@@ -132,7 +134,7 @@ V5P = Chip(
     wraps_at=4,
     price=4.20,  # sky
     products=0.90,
-    kernels=flash(forward=(0.58, 0.67), backward=(0.92, 0.95)),
+    kernels=flash(forward=(0.69, 0.79), backward=(0.93, 1.00)),
 )
 
 V6E = Chip(
@@ -148,7 +150,7 @@ V6E = Chip(
     price=2.70,  # sky
     flags=ASYNC_COLLECTIVES + SPARSE_CORES,
     products=0.70,
-    kernels=flash(forward=(0.22, 0.28), backward=(0.36, 0.41)),
+    kernels=flash(forward=(0.28, 0.37), backward=(0.45, 0.55)),
 )
 
 TPU7X = Chip(
@@ -163,7 +165,7 @@ TPU7X = Chip(
     wraps_at=4,
     devices=2,  # one for each core, with half of all this
     products=0.81,
-    kernels=flash(forward=(0.21, 0.25), backward=(0.35, 0.38)),
+    kernels=flash(forward=(0.27, 0.35), backward=(0.41, 0.56)),
 )
 
 SHAPES_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lineage_jax.kernels import flash_plain
+from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse import reference
 from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
 from lineage_jax.typing import Array, Float, Int
@@ -119,28 +121,9 @@ def window_attention(
     window: int,
     reach: Reach,
 ) -> Float[Array, "B T H E"]:
-    """As `reference.window_attention`, of queries at positions one after another.
-
-    A tile of as many queries as the window is long meets the keys of its own positions, and as many
-    before them.
-    """
-    size = min(window, query.shape[1])
-
-    def tile(query, keys, values, reach, begin):
-        here = Reach(*(x - begin[:, None] for x in reach))
-        return reference.window_attention(query, keys, values, window, here)
-
-    count = -(-query.shape[1] // size)
-    begins = reach.last[:, :1] - window + 1 + size * jnp.arange(count)[None]  # B tiles
-    at = begins[..., None] + jnp.arange(size + window - 1)[None, None]  # B tiles keys
-    rows = jnp.arange(query.shape[0])[:, None, None]
-    near = [
-        x.at[rows, jnp.where(at < 0, x.shape[1], at)].get(mode="fill", fill_value=0).swapaxes(0, 1)
-        for x in (keys, values)
-    ]
-    queries, reaches = in_tiles(size, (query, reach))
-    call = jax.checkpoint(lambda inputs: tile(*inputs))
-    return from_tiles(jax.lax.map(call, (queries, *near, reaches, begins.T)), query.shape[1])
+    """As `reference.window_attention`, of queries at positions one after another."""
+    reads = Intervals(jnp.maximum(reach.first, reach.last - window + 1), reach.last)
+    return flash_plain.in_tiles(query, keys, values, reads, window)[0]
 
 
 def places(blocks: Int[Array, "B T G N"]) -> tuple[Array, Array, Array]:
