@@ -262,6 +262,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on four meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
+        notebook="colab/07_sparse_attention.py",
     ),
     Milestone(
         name="moba",

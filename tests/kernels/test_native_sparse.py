@@ -145,12 +145,22 @@ def test_the_blocks_are_those_of_the_loops_in_order(case, implementation):
         assert found[b, i, g].tolist() == expected + [-1] * missing
 
 
-@implementations
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [*((name, "float32") for name in CASES), ("documents", "bfloat16"), ("uneven", "bfloat16")],
+    ("name", "dtype", "implementation"),
+    [
+        *(
+            (name, dtype, implementation)
+            for implementation in IMPLEMENTATIONS
+            for name, dtype in (
+                *((name, "float32") for name in CASES),
+                ("documents", "bfloat16"),
+                ("uneven", "bfloat16"),
+            )
+        ),
+        ("a chunk of a prompt", "float32", "pallas_tpu_interpreted"),
+    ],
 )
-def test_results_and_gradients_are_those_of_the_reference_in_float64(name, implementation, dtype):
+def test_results_and_gradients_are_those_of_the_reference_in_float64(name, dtype, implementation):
     case = CASES[name]
     call = jax.jit(gradients(functools.partial(total, case, implementation)))
     (_, out), grads = call(*cast(case.arrays(dtype), dtype))
@@ -391,5 +401,7 @@ def test_arrays_that_do_not_fit_are_refused():
         call(query=query[:, :, :3], gates=gates[:, :, :3])
     with pytest.raises(ValueError, match="at most as many queries as keys, 45, got 46"):
         call(query=jnp.zeros((2, 46, 4, 12)), gates=jnp.zeros((2, 46, 4, 3)))
-    with pytest.raises(ValueError, match="an implementation of 'reference', 'xla', got 'no'"):
+    with pytest.raises(ValueError, match=r"an implementation of 'reference', 'xla', .*, got 'no'"):
         call(implementation="no")
+    with pytest.raises(ValueError, match="'pallas_tpu' is compiled for a TPU, and this is a cpu"):
+        call(implementation="pallas_tpu")

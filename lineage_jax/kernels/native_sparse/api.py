@@ -6,17 +6,25 @@ Attention", section 3 (arXiv 2502.11089). A query reads all that is behind it, s
 (window); a gate of each head weighs the three. `reference.py` has it written out.
 """
 
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
+from lineage_jax.kernels import flash
 from lineage_jax.kernels.native_sparse import blockwise, reference
 from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig, Reach, reach
+from lineage_jax.kernels.native_sparse.tpu import Kernels
 from lineage_jax.typing import Array, Float, Int
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference, "xla": blockwise}
-"""By name: tables of scores; and tiles of queries, in plain jnp."""
+IMPLEMENTATIONS: Mapping[str, Any] = {
+    "reference": reference,
+    "xla": blockwise,
+    "pallas_tpu": Kernels(interpret=False),
+    "pallas_tpu_interpreted": Kernels(interpret=True),
+}
+"""By name: tables of scores; tiles of queries, in plain jnp; kernels; the same on any device,
+slowly."""
 
 
 def native_sparse_attention(
@@ -43,11 +51,12 @@ def native_sparse_attention(
       segment_ids: which document each key belongs to, its positions side by side; documents do not
         meet. One document if not given.
       offset: where the first query stands among the keys: 0 but for a prompt read in chunks.
-      implementation: what computes it; the best there is here if not given.
+      implementation: what computes it, of `IMPLEMENTATIONS`; if not given, kernels on a TPU and
+        tiles elsewhere.
 
     Raises:
       ValueError: naming what was wanted and what came, if shapes do not fit one another; for an
-        implementation that is not there.
+        implementation that is not there or cannot run here.
     """
     check(query, keys, values, gates, config, segment_ids)
     reads = reach(query, segment_ids, offset)
@@ -61,7 +70,7 @@ def attend(
     gates: Float[Array, "B T H 3"],
     config: NSAConfig,
     reads: Reach,
-    parts: ModuleType,
+    parts: Any,
 ) -> Float[Array, "B T H E"]:
     """The three branches by one implementation, each times its gate."""
     length = keys.selected.shape[1]
@@ -160,18 +169,13 @@ def window_attention(
     return chosen(implementation).window_attention(query, keys, values, window, reads)
 
 
-def chosen(implementation: str | None) -> ModuleType:
-    """The module of an implementation.
+def chosen(implementation: str | None) -> Any:
+    """The three branches by an implementation.
 
     Raises:
-      ValueError: naming those there are, if it is not one of them.
+      ValueError: naming those there are, or those that run here, if it is not one of them.
     """
-    if implementation is None:
-        return blockwise
-    if implementation not in IMPLEMENTATIONS:
-        names = ", ".join(map(repr, IMPLEMENTATIONS))
-        raise ValueError(f"wanted an implementation of {names}, got {implementation!r}")
-    return IMPLEMENTATIONS[implementation]
+    return IMPLEMENTATIONS[flash.chosen(implementation)]
 
 
 def check(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lineage_jax.kernels.native_sparse.api import attend, chosen
+from lineage_jax.kernels.native_sparse.chip_tpu import TILE
 from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig, Reach
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
@@ -101,8 +102,11 @@ def nsa_decode(
       config: sizes.
       mask: False for padding, which stands on the right of a prompt: tokens that follow write over
         it before they read.
-      implementation: as of `native_sparse_attention`.
+      implementation: as of `native_sparse_attention`; if not given, kernels only for as many
+        positions as fill their tiles.
     """
+    if implementation is None and query.shape[1] < TILE:
+        implementation = "xla"
     cache = cache.write(positions, keys, values, squeeze, config, mask)
     reads = Reach(jnp.zeros_like(positions), positions)
     stored = jax.tree.map(lambda x: x.astype(query.dtype), cache)

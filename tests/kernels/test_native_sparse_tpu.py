@@ -1,0 +1,246 @@
+"""The kernels for TPU, interpreted, are the reference; and the real compiler takes them."""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lineage_jax.kernels.native_sparse import compressed_tpu, reference, selected_tpu
+from lineage_jax.kernels.native_sparse.compressed_tpu import compressed_forward
+from lineage_jax.kernels.native_sparse.config import NSAConfig, reach
+from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
+from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
+from lineage_jax.pods.aot import ENVIRONMENT
+
+USUAL = NSAConfig(
+    compressed_size=8, stride=4, block_size=16, num_blocks=3, num_first=1, num_local=1
+)
+ODD = NSAConfig(compressed_size=5, stride=5, block_size=5, num_blocks=5, num_first=2, num_local=3)
+LONG = NSAConfig(compressed_size=4, stride=2, block_size=4, num_blocks=7, num_first=0, num_local=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    batch: int = 1
+    positions: int = 45
+    queries: int | None = None
+    heads: int = 4
+    groups: int = 2
+    width: int = 12
+    value_width: int = 10
+    segmented: bool = False
+    dtype: str = "float32"
+    config: NSAConfig = USUAL
+
+    @property
+    def offset(self):
+        return self.positions - (self.queries or self.positions)
+
+    def normal(self, rng, length, heads, width):
+        return jnp.asarray(rng.normal(size=(self.batch, length, heads, width)), self.dtype)
+
+    def arrays(self, length):
+        """Queries, so many keys and values, a gradient of what is attended, and the reach."""
+        rng, queries = np.random.default_rng(0), self.queries or self.positions
+        query = self.normal(rng, queries, self.heads, self.width)
+        keys = self.normal(rng, length, self.groups, self.width)
+        values = self.normal(rng, length, self.groups, self.value_width)
+        grad = self.normal(rng, queries, self.heads, self.value_width)
+        ids = None
+        if self.segmented:
+            ids = jnp.asarray(
+                np.sort(rng.integers(0, 3, (self.batch, self.positions)), 1), jnp.int32
+            )
+        return (query, keys, values, grad), reach(query, ids, self.offset)
+
+    def blocks(self):
+        """Any blocks, as many as there may be or fewer, those of the future and of others too."""
+        rng = np.random.default_rng(1)
+        most, count = self.config.num_selectable(self.positions), self.config.num_blocks
+        blocks = np.full((self.batch, self.queries or self.positions, self.groups, count), -1)
+        for at in np.ndindex(blocks.shape[:3]):
+            some = rng.integers(0, min(most, count) + 1)
+            blocks[at][:some] = np.sort(rng.choice(most, some, replace=False))
+        return jnp.asarray(blocks, jnp.int32)
+
+
+def distance(actual, expected):
+    """Of two arrays, relative to the second's norm."""
+    actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+def exact(arrays):
+    """In float32, which holds what bfloat16 does."""
+    return [x.astype(jnp.float32) for x in arrays]
+
+
+SELECTED = {
+    "groups of two": (Case(batch=2), True),
+    "documents, heads of their own": (Case(positions=150, heads=2, segmented=True), True),
+    "later queries of three heads": (Case(positions=70, queries=33, heads=6, config=ODD), True),
+    "sixteen heads in bfloat16": (Case(heads=16, groups=1, width=24, dtype="bfloat16"), True),
+    "many blocks in parts": (Case(config=LONG, heads=1, groups=1), True),
+    "parts are fetched": (Case(config=LONG, heads=1, groups=1), False),
+}
+
+
+@pytest.mark.parametrize(("case", "resident"), SELECTED.values(), ids=SELECTED)
+def test_the_selected_branch_and_its_gradients_are_those_of_the_reference(
+    monkeypatch, case, resident
+):
+    if not resident:
+        monkeypatch.setattr(selected_tpu, "SPARE_BYTES", 2**40)
+    if case.config is LONG:
+        monkeypatch.setattr(selected_tpu, "TOGETHER", 8)
+        monkeypatch.setattr(selected_tpu, "matrix_width", lambda: 128)
+    arrays, reads = case.arrays(case.positions)
+    blocks, config = case.blocks(), case.config
+
+    @jax.jit
+    def ours(query, keys, values, grad):
+        given = query, keys, values, blocks
+        out, log_sum = selected_forward(*given, config, reads, interpret=True)
+        grads = selected_backward(*given, out, log_sum, grad, config, reads, interpret=True)
+        return out, log_sum, grads
+
+    @jax.jit
+    def theirs(query, keys, values, grad):
+        attend = functools.partial(
+            reference.selected_attention, blocks=blocks, config=config, reach=reads
+        )
+        out, pull = jax.vjp(attend, query, keys, values)
+        return out, pull(grad)
+
+    out, log_sum, grads = ours(*arrays)
+    expected, expected_grads = theirs(*exact(arrays))
+    tolerances = (1e-6, 1e-5) if case.dtype == "float32" else (5e-3, 2e-2)
+    assert out.dtype == arrays[0].dtype
+    assert distance(out, expected) < tolerances[0]
+    assert np.isfinite(log_sum).all()
+    for grad, like, of in zip(grads, arrays, expected_grads, strict=False):
+        assert grad.dtype == like.dtype
+        assert distance(grad, of) < tolerances[1]
+
+
+COMPRESSED = {
+    "documents": (Case(batch=2, positions=150, segmented=True), True),
+    "later queries of three heads": (Case(positions=70, queries=33, heads=6, config=ODD), True),
+    "sixteen heads in bfloat16": (
+        Case(positions=140, heads=16, groups=1, width=24, dtype="bfloat16"),
+        True,
+    ),
+    "nothing is forced, heads of their own": (Case(positions=90, heads=2, config=LONG), True),
+    "weights computed again": (Case(positions=150, segmented=True), False),
+}
+
+
+@pytest.mark.parametrize(("case", "kept"), COMPRESSED.values(), ids=COMPRESSED)
+def test_the_compressed_branch_and_its_choice_are_those_of_the_reference(monkeypatch, case, kept):
+    monkeypatch.setattr(compressed_tpu, "CHUNK", 16)  # several chunks
+    if not kept:
+        monkeypatch.setattr(compressed_tpu, "SPARE_BYTES", 2**40)
+    length, config = case.positions, case.config
+    arrays, reads = case.arrays(config.num_compressed(length))
+
+    @jax.jit
+    def ours(query, keys, values):
+        return compressed_forward(query, keys, values, length, config, reads, interpret=True)
+
+    @jax.jit
+    def theirs(query, keys, values):
+        return reference.compressed_attention(query, keys, values, length, config, reads)
+
+    out, log_sum, blocks = ours(*arrays[:3])
+    expected, expected_blocks = theirs(*exact(arrays[:3]))
+    assert out.dtype == arrays[0].dtype
+    assert distance(out, expected) < (1e-6 if case.dtype == "float32" else 5e-3)
+    assert np.isfinite(log_sum).all()
+    np.testing.assert_array_equal(blocks, expected_blocks)
+
+
+def test_log_sums_are_those_of_the_scores():
+    case = Case()
+    (query, keys, values, _), reads = case.arrays(case.positions)
+    all_ = jnp.broadcast_to(jnp.arange(3)[None, None, None], (1, case.positions, case.groups, 3))
+    _, log_sum = selected_forward(query, keys, values, all_, case.config, reads, interpret=True)
+    scores = jnp.einsum("bthk,bshk->bhts", query, jnp.repeat(keys, 2, 2)) / np.sqrt(case.width)
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
+    expected = jax.nn.logsumexp(jnp.where(causal, scores, -jnp.inf), axis=-1)
+    np.testing.assert_allclose(log_sum, expected, rtol=1e-5, atol=1e-5)
+
+
+COMPILE = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from lineage_jax.kernels.native_sparse.compressed_tpu import compressed_forward
+from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
+from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
+
+topology, part, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
+devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+mesh = Mesh(np.array(devices[:1]), ("chip",), axis_types=(AxisType.Auto,))
+config, at = NSAConfig(), NamedSharding(mesh, PartitionSpec())
+
+def shape(*sizes, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=at)
+
+count = config.num_compressed(length)
+query, out = shape(1, length, 64, 192), shape(1, length, 64, 128)
+blocks = shape(1, length, 4, 16, dtype=jnp.int32)
+reach = Reach(*(shape(1, length, dtype=jnp.int32),) * 2)
+
+def heads(count):
+    return shape(1, count, 4, 192), shape(1, count, 4, 128)
+
+if part == "compressed":
+    call = lambda q, k, v, r: compressed_forward(q, k, v, length, config, r)
+    given = query, *heads(count), reach
+elif part == "selected":
+    call = lambda q, k, v, b, r: selected_forward(q, k, v, b, config, r)
+    given = query, *heads(length), blocks, reach
+else:
+    call = lambda q, k, v, b, o, s, g, r: selected_backward(q, k, v, b, o, s, g, config, r)
+    log_sum = shape(1, 64, length, dtype=jnp.float32)
+    given = query, *heads(length), blocks, out, log_sum, out, reach
+with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    lowered = jax.jit(call).lower(*given)
+print(lowered.compile().as_text().count("custom_call_target=\\"tpu_custom_call\\""))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is not installed: pip install 'lineage-jax[tpu]' (no TPU needed)",
+)
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4"])
+@pytest.mark.parametrize(
+    ("part", "length", "kernels"),
+    [("compressed", 8192, 1), ("selected", 8192, 1), ("backward", 1024, 2)],
+)
+def test_the_real_compiler_takes_the_kernels_at_the_size_of_the_paper(
+    topology, part, length, kernels
+):
+    process = subprocess.run(
+        [sys.executable, "-c", COMPILE, topology, part, str(length)],
+        env={
+            **{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"},
+            **ENVIRONMENT,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert int(process.stdout.split()[-1]) == kernels
