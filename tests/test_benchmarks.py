@@ -56,6 +56,26 @@ def test_the_steps_of_milestones_are_timed_in_turns(tmp_path, process_environmen
         assert len(told["seconds"]) == 2 and min(told["seconds"]) > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("selection", ["random", "clustered"])
+def test_sparse_attention_is_timed_beside_full_attention(tmp_path, process_environment, selection):
+    result = tmp_path / "result.json"
+    command = [sys.executable, "-m", "experiments.benchmarks.attention", "--lengths", "96"]
+    command += ["--heads", "2", "--groups", "1", "--width", "8", "--value-width", "6"]
+    command += ["--rows", "2", "--rounds", "2", "--selection", selection, "--json", str(result)]
+    subprocess.run(command, check=True, env=process_environment, capture_output=True)
+    told = json.loads(result.read_text())["results"]
+    names = {"full, ours", "full, XLA", "sparse", "- selected", "- window"}
+    names |= {"- compressed, choice"}
+    for kind in ("forward", "both", "decode"):
+        assert {x["name"] for x in told if x["kind"] == kind} == names
+    assert not [x for x in told if "refused" in x]
+    for one in told:
+        low, high = one["interval"]
+        assert low <= one["ratio"] <= high
+    assert max(x["ratio"] for x in told if x["name"].startswith("full")) == 1
+
+
 def test_without_pytorch_it_says_what_to_install():
     script = (
         "import sys; sys.modules['torch'] = None\n"

@@ -10,10 +10,12 @@ from lineage_jax.kernels.flash import (
 )
 from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.kernels.native_sparse import (
+    PAPER,
     Branches,
     NSACache,
     NSAConfig,
     compress,
+    compressed_attention,
     empty_nsa_cache,
     native_sparse_attention,
     nsa_decode,
@@ -24,12 +26,14 @@ from lineage_jax.kernels.native_sparse import (
 from lineage_jax.kernels.rotary_tpu import turn, turnable
 
 __all__ = [
+    "PAPER",
     "Branches",
     "Intervals",
     "NSACache",
     "NSAConfig",
     "aligned",
     "compress",
+    "compressed_attention",
     "empty_nsa_cache",
     "flash_attention",
     "flash_backward",

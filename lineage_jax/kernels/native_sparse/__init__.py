@@ -2,6 +2,7 @@
 
 from lineage_jax.kernels.native_sparse.api import (
     compress,
+    compressed_attention,
     native_sparse_attention,
     select_blocks,
     selected_attention,
@@ -16,6 +17,7 @@ __all__ = [
     "NSACache",
     "NSAConfig",
     "compress",
+    "compressed_attention",
     "empty_nsa_cache",
     "native_sparse_attention",
     "nsa_decode",

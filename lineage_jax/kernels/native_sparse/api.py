@@ -111,30 +111,41 @@ def compress(
     return squeeze(jnp.concatenate(shifts, axis=-2)).swapaxes(1, 2)
 
 
-def select_blocks(
+def compressed_attention(
     query: Float[Array, "B T H K"],
     keys: Float[Array, "B C G K"],
+    values: Float[Array, "B C G E"],
     length: int,
     *,
     config: NSAConfig = PAPER,
     segment_ids: Int[Array, "B S"] | None = None,
     offset: int | Int[Array, ""] = 0,
     implementation: str | None = None,
-) -> Int[Array, "B T G N"]:
-    """The blocks that each query reads (equations 8 to 11), in order; -1 where there are no more.
-
-    The first of its document and the last up to its own are always among them, then those of which
-    the compressed keys get most attention from all query heads of the group.
+) -> tuple[Float[Array, "B T H E"], Int[Array, "B T G N"]]:
+    """Attention to compressed keys (section 3.3.1), and the blocks that it selects.
 
     Args:
       query: projected heads.
-      keys: compressed.
+      keys, values: compressed.
       length: how many positions there are to select from.
       config, segment_ids, offset, implementation: as of `native_sparse_attention`.
+
+    Returns:
+      What each query attends to, and the blocks that it reads (equations 8 to 11), in order; -1
+      where there are no more. The first of its document and the last up to its own are always among
+      them, then those of which the compressed keys get most attention from all query heads of the
+      group.
     """
     reads = reach(query, segment_ids, offset)
     parts = chosen(implementation)
-    return parts.compressed_attention(query, keys, keys, length, config, reads)[1]
+    return parts.compressed_attention(query, keys, values, length, config, reads)
+
+
+def select_blocks(
+    query: Float[Array, "B T H K"], keys: Float[Array, "B C G K"], length: int, **options: Any
+) -> Int[Array, "B T G N"]:
+    """The blocks that `compressed_attention` selects, whose options it takes."""
+    return compressed_attention(query, keys, keys, length, **options)[1]
 
 
 def selected_attention(
