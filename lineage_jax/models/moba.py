@@ -24,7 +24,8 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from lineage_jax.kernels import NSAConfig, selected_attention
-from lineage_jax.kernels.native_sparse.config import Reach, reach
+from lineage_jax.kernels.intervals import Intervals
+from lineage_jax.kernels.native_sparse.config import reach
 from lineage_jax.kernels.native_sparse.reference import select
 from lineage_jax.models.llama import LlamaConfig, empty_cache, head_dim, llama3_1_8b, num_params
 from lineage_jax.nn import (
@@ -84,7 +85,7 @@ def moba_8b() -> MobaConfig:
 def chosen_blocks(
     query: Float[Array, "B T H K"],
     keys: Float[Array, "B S H K"],
-    reads: Reach,
+    reads: Intervals,
     segment_ids: Int[Array, "B S"] | None,
     config: NSAConfig,
 ) -> Int[Array, "B T H N"]:

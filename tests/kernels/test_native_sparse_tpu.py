@@ -183,7 +183,8 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lineage_jax.kernels.native_sparse.compressed_tpu import compressed_forward
-from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.intervals import Intervals
+from lineage_jax.kernels.native_sparse.config import NSAConfig
 from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
 from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
 
@@ -198,7 +199,7 @@ def shape(*sizes, dtype=jnp.bfloat16):
 count = config.num_compressed(length)
 query, out = shape(1, length, 64, 192), shape(1, length, 64, 128)
 blocks = shape(1, length, 4, 16, dtype=jnp.int32)
-reach = Reach(*(shape(1, length, dtype=jnp.int32),) * 2)
+reach = Intervals(*(shape(1, length, dtype=jnp.int32),) * 2)
 
 def heads(count):
     return shape(1, count, 4, 192), shape(1, count, 4, 128)

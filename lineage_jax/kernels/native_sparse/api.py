@@ -12,8 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from lineage_jax.kernels import flash
+from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse import blockwise, reference
-from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig, Reach, reach
+from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig, reach
 from lineage_jax.kernels.native_sparse.tpu import Kernels
 from lineage_jax.typing import Array, Float, Int
 
@@ -69,7 +70,7 @@ def attend(
     values: Branches,
     gates: Float[Array, "B T H 3"],
     config: NSAConfig,
-    reads: Reach,
+    reads: Intervals,
     parts: Any,
 ) -> Float[Array, "B T H E"]:
     """The three branches by one implementation, each times its gate."""

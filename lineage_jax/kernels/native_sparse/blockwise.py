@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lineage_jax.kernels import flash_plain
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse import reference
-from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.native_sparse.config import NSAConfig
 from lineage_jax.typing import Array, Float, Int
 
 COMPRESSED_TILE = 64
@@ -30,7 +30,7 @@ def compressed_attention(
     values: Float[Array, "B C G E"],
     length: int,
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
 ) -> tuple[Float[Array, "B T H E"], Int[Array, "B T G N"]]:
     """As `reference.compressed_attention`."""
 
@@ -47,7 +47,7 @@ def selected_attention(
     values: Float[Array, "B S G E"],
     blocks: Int[Array, "B T G N"],
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
 ) -> Float[Array, "B T H E"]:
     """As `reference.selected_attention`."""
     stored = [in_blocks(x, config.block_size) for x in (keys, values)]
@@ -97,7 +97,7 @@ def attended(
     values: Float[Array, "B T G N P E"],
     blocks: Int[Array, "B T G N"],
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
 ) -> Float[Array, "B T H E"]:
     """Attention of each query to the P positions of each of its own N blocks."""
     within = jnp.arange(config.block_size)[None, None, None, None]
@@ -119,7 +119,7 @@ def window_attention(
     keys: Float[Array, "B S G K"],
     values: Float[Array, "B S G E"],
     window: int,
-    reach: Reach,
+    reach: Intervals,
 ) -> Float[Array, "B T H E"]:
     """As `reference.window_attention`, of queries at positions one after another."""
     reads = Intervals(jnp.maximum(reach.first, reach.last - window + 1), reach.last)

@@ -7,7 +7,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.blocks import LANES
 from lineage_jax.kernels.flash_tpu import MASKED
-from lineage_jax.kernels.native_sparse.config import Reach
+from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float, Int
 
 LEAST = MASKED / 2
@@ -60,7 +60,7 @@ def by_group(heads: Float[Array, "B T H K"], num_groups: int) -> Float[Array, "B
     return heads.reshape(*heads.shape[:2], num_groups, -1, heads.shape[-1])
 
 
-def spans(reach: Reach, length: int) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
+def spans(reach: Intervals, length: int) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
     """The first key of each query, and how far the last one is from it, in whole tiles.
 
     So one subtraction and one unsigned comparison decide. A query that reads nothing has one key,

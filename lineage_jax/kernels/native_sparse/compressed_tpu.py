@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.flash_tpu import MASKED, product
+from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.chip_tpu import (
     LEAST,
     NOWHERE,
@@ -33,7 +34,7 @@ from lineage_jax.kernels.native_sparse.chip_tpu import (
     spans,
     whole_tiles,
 )
-from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.native_sparse.config import NSAConfig, compressed_reads
 from lineage_jax.typing import Array, Float, Int
 
 SUBLANES = 8
@@ -149,7 +150,7 @@ def in_chunks(heads: Float[Array, "B C G K"], chunks: Chunks) -> Float[Array, "B
 
 
 def told(
-    reach: Reach, num_keys: int, config: NSAConfig, chunks: Chunks
+    reach: Intervals, num_keys: int, config: NSAConfig, chunks: Chunks
 ) -> tuple[Int[Array, "4 tiles"], Int[Array, "B 4 T"]]:
     """What a tile of queries is told, and each of its queries.
 
@@ -159,9 +160,7 @@ def told(
       Of each query: its first key and the distance to its last one, its document's first block, and
       its own.
     """
-    first, last = reach.first, reach.last
-    keys = Reach(-(-first // config.stride), (last + 1 - config.compressed_size) // config.stride)
-    key, span = spans(keys, num_keys)
+    key, span = spans(compressed_reads(reach, config), num_keys)
     begin, own = (whole_tiles(x // config.block_size, -1) for x in reach)
     rows = jnp.stack([key, span, begin, own], 1).astype(jnp.int32)
 
@@ -183,7 +182,7 @@ def compressed_forward(
     values: Float[Array, "B C G E"],
     length: int,
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T H E"], Float[Array, "B H T"], Int[Array, "B T G N"]]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from lineage_jax.kernels.intervals import Intervals, documents
 from lineage_jax.typing import Array, Float, Int
 
 
@@ -78,24 +79,12 @@ PAPER = NSAConfig()
 """What Yuan et al. 2025 trained."""
 
 
-class Reach(NamedTuple):
-    """The positions that each query may read at all: those of its document, up to its own.
-
-    Attributes:
-      first: where its document begins.
-      last: its own position.
-    """
-
-    first: Int[Array, "B T"]
-    last: Int[Array, "B T"]
-
-
 def reach(
     query: Float[Array, "B T H K"],
     segment_ids: Int[Array, "B S"] | None = None,
     offset: int | Int[Array, ""] = 0,
-) -> Reach:
-    """Of queries at positions offset ... offset + T - 1.
+) -> Intervals:
+    """The positions that queries may read at all: those of their documents, up to their own.
 
     Args:
       query: projected heads.
@@ -105,8 +94,11 @@ def reach(
     """
     last = jnp.broadcast_to(offset + jnp.arange(query.shape[1])[None], query.shape[:2])
     if segment_ids is None:
-        return Reach(jnp.zeros_like(last), last)
-    at = jnp.arange(segment_ids.shape[1])[None]
-    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-    first = jnp.maximum.accumulate(jnp.where(begins, at, 0), axis=1)  # B S
-    return Reach(jnp.take_along_axis(first, last, axis=1), last)
+        return Intervals(jnp.zeros_like(last), last)
+    return Intervals(jnp.take_along_axis(documents(segment_ids).first, last, axis=1), last)
+
+
+def compressed_reads(reach: Intervals, config: NSAConfig) -> Intervals:
+    """The compressed keys that queries may read: those of which they may read every position."""
+    first = -(-reach.first // config.stride)
+    return Intervals(first, (reach.last + 1 - config.compressed_size) // config.stride)

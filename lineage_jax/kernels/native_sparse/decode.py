@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.api import attend, chosen
 from lineage_jax.kernels.native_sparse.chip_tpu import TILE
-from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig, Reach
+from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
 Squeeze = Callable[[Float[Array, "... P K"]], Float[Array, "... K"]]
@@ -108,7 +109,7 @@ def nsa_decode(
     if implementation is None and query.shape[1] < TILE:
         implementation = "xla"
     cache = cache.write(positions, keys, values, squeeze, config, mask)
-    reads = Reach(jnp.zeros_like(positions), positions)
+    reads = Intervals(jnp.zeros_like(positions), positions)
     stored = jax.tree.map(lambda x: x.astype(query.dtype), cache)
     parts = chosen(implementation)
     return attend(query, stored.keys, stored.values, gates, config, reads, parts), cache

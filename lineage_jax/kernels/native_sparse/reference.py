@@ -10,7 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.intervals import Intervals
+from lineage_jax.kernels.native_sparse.config import NSAConfig
 from lineage_jax.typing import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key has weights that are not NaN
@@ -22,7 +23,7 @@ def compressed_attention(
     values: Float[Array, "B C G E"],
     length: int,
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
 ) -> tuple[Float[Array, "B T H E"], Int[Array, "B T G N"]]:
     """Attention to compressed keys (section 3.3.1), and the blocks that its weights select.
 
@@ -59,7 +60,7 @@ def importance(
 
 
 def select(
-    scores: Float[Array, "B T G J"], config: NSAConfig, reach: Reach
+    scores: Float[Array, "B T G J"], config: NSAConfig, reach: Intervals
 ) -> Int[Array, "B T G N"]:
     """The blocks that each query reads (equation 11), in order; -1 where there are no more.
 
@@ -85,7 +86,7 @@ def selected_attention(
     values: Float[Array, "B S G E"],
     blocks: Int[Array, "B T G N"],
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
 ) -> Float[Array, "B T H E"]:
     """Attention to the positions of the selected blocks (section 3.3.2, equation 12)."""
     at = jnp.arange(keys.shape[1])[None, None]
@@ -99,7 +100,7 @@ def window_attention(
     keys: Float[Array, "B S G K"],
     values: Float[Array, "B S G E"],
     window: int,
-    reach: Reach,
+    reach: Intervals,
 ) -> Float[Array, "B T H E"]:
     """Attention to the last positions (section 3.3.3)."""
     at = jnp.arange(keys.shape[1])[None, None]

@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.blocks import LANES
 from lineage_jax.kernels.flash_tpu import product
+from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.blockwise import from_blocks, in_blocks
 from lineage_jax.kernels.native_sparse.chip_tpu import (
     LEAST,
@@ -23,7 +24,7 @@ from lineage_jax.kernels.native_sparse.chip_tpu import (
     compiler_params,
     spans,
 )
-from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.native_sparse.config import NSAConfig
 from lineage_jax.kernels.native_sparse.selected_tpu import (
     Sizes,
     buffers,
@@ -58,7 +59,7 @@ def selected_backward(
     log_sum: Float[Array, "B H T"],
     out_grad: Float[Array, "B T H E"],
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B S G K"], Float[Array, "B S G E"]]:
@@ -322,7 +323,7 @@ def turned(
 
 
 def in_slabs(
-    s: Sizes, query, out_grad, log_sum, inner, reach: Reach, length: int
+    s: Sizes, query, out_grad, log_sum, inner, reach: Intervals, length: int
 ) -> Float[Array, "B queries G rows columns"]:
     """Of each query the gradients, the heads and the facts, side by side; and one of no query.
 

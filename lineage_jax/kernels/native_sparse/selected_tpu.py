@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.blocks import LANES
 from lineage_jax.kernels.flash_tpu import MASKED, product
+from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.blockwise import in_blocks
 from lineage_jax.kernels.native_sparse.chip_tpu import (
     LEAST,
@@ -30,7 +31,7 @@ from lineage_jax.kernels.native_sparse.chip_tpu import (
     spans,
     whole_tiles,
 )
-from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.native_sparse.config import NSAConfig
 from lineage_jax.typing import Array, Float, Int
 
 UNROLL = {128: 2, 256: 4}
@@ -120,7 +121,7 @@ def sizes(query: Array, keys: Array, values: Array, blocks: Array, config: NSACo
 
 
 def told(
-    blocks: Int[Array, "B T G N"], reach: Reach, length: int, sizes: Sizes
+    blocks: Int[Array, "B T G N"], reach: Intervals, length: int, sizes: Sizes
 ) -> tuple[Int[Array, "B G tiles 1 slots"], Int[Array, "B G S told"]]:
     """The blocks of each query as scalars; and with its reach, as a row.
 
@@ -156,7 +157,7 @@ def selected_forward(
     values: Float[Array, "B S G E"],
     blocks: Int[Array, "B T G N"],
     config: NSAConfig,
-    reach: Reach,
+    reach: Intervals,
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T H E"], Float[Array, "B H T"]]:

@@ -10,7 +10,7 @@ from lineage_jax.kernels.blocks import Expected
 from lineage_jax.kernels.flash import clipped, flash_backward, interval_attention
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.compressed_tpu import compressed_forward
-from lineage_jax.kernels.native_sparse.config import NSAConfig, Reach
+from lineage_jax.kernels.native_sparse.config import NSAConfig, compressed_reads
 from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
 from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
 from lineage_jax.typing import Array, Float, Int
@@ -32,7 +32,7 @@ class Kernels(NamedTuple):
         values: Float[Array, "B C G E"],
         length: int,
         config: NSAConfig,
-        reach: Reach,
+        reach: Intervals,
     ) -> tuple[Float[Array, "B T H E"], Int[Array, "B T G N"]]:
         """As `reference.compressed_attention`."""
         with jax.named_scope("native_sparse"):  # or "jvp" would be in the names of kernels
@@ -45,7 +45,7 @@ class Kernels(NamedTuple):
         values: Float[Array, "B S G E"],
         blocks: Int[Array, "B T G N"],
         config: NSAConfig,
-        reach: Reach,
+        reach: Intervals,
     ) -> Float[Array, "B T H E"]:
         """As `reference.selected_attention`."""
         with jax.named_scope("native_sparse"):
@@ -57,7 +57,7 @@ class Kernels(NamedTuple):
         keys: Float[Array, "B S G K"],
         values: Float[Array, "B S G E"],
         window: int,
-        reach: Reach,
+        reach: Intervals,
     ) -> Float[Array, "B T H E"]:
         """As `reference.window_attention`, of queries at positions one after another."""
         first = jnp.maximum(reach.first, reach.last - window + 1)
@@ -84,9 +84,7 @@ def _compressed_forward(query, keys, values, reach, length, config, interpret):
 
 def _compressed_backward(length, config, interpret, saved, grads):
     query, keys, values, reach, out, log_sum = saved
-    first = -(-reach.first // config.stride)
-    last = (reach.last + 1 - config.compressed_size) // config.stride
-    reads = clipped(Intervals(first, last), keys.shape[1])
+    reads = clipped(compressed_reads(reach, config), keys.shape[1])
     options = dict(expected=Expected(diagonal=True), interpret=interpret)
     found = flash_backward(query, keys, values, reads, out, log_sum, grads[0], **options)
     return *found, None
