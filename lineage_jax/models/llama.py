@@ -192,35 +192,60 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         shared: tuple[Int[Array, "#B T"], Mask],
-        per_layer: KVCache | None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        per_layer: Any,
+    ) -> tuple[Float[Array, "B T D"], Any]:
         c = self.config
-        (positions, mask), cache = shared, per_layer
-        mask = dataclasses.replace(mask, window=c.window)
-        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        out_std = c.init_std / math.sqrt(2 * c.num_layers)
-        norm = functools.partial(RMSNorm, c.norm_epsilon, **types)
-        attention = Attention(
-            num_heads=c.num_heads,
-            num_kv_heads=c.num_kv_heads,
-            head_dim=head_dim(c),
-            stddev=c.init_std,
-            out_stddev=out_std,
-            use_bias=False,
-            place=functools.partial(rotate, base=c.rope_base, scaling=c.rope_scaling),
-            name="attention",
-            **types,
-        )
-        mlp = GatedMLP(c.mlp_dim, nn.silu, c.init_std, out_std, name="mlp", **types)
+        norm = functools.partial(RMSNorm, c.norm_epsilon, **self.types)
+        mlp = GatedMLP(c.mlp_dim, nn.silu, c.init_std, self.out_std, name="mlp", **self.types)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
-        attended, cache = attention(attention_norm(x), mask, positions, cache)
+        attended, cache = self.attend(attention_norm(x), *shared, per_layer)
         x = x + attended
         x = x + mlp(mlp_norm(x))
         return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
 
+    @nn.nowrap
+    def attend(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"],
+        mask: Mask,
+        cache: KVCache | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """What the layer attends to, and the cache with x in it."""
+        attention = Attention(**self.attention_fields, use_bias=False, name="attention")
+        mask = dataclasses.replace(mask, window=self.config.window)
+        return attention(x, mask, positions, cache)
+
+    @property
+    def attention_fields(self) -> dict[str, Any]:
+        """Of any attention that takes the place of this one."""
+        c = self.config
+        return dict(
+            num_heads=c.num_heads,
+            num_kv_heads=c.num_kv_heads,
+            head_dim=head_dim(c),
+            stddev=c.init_std,
+            out_stddev=self.out_std,
+            place=functools.partial(rotate, base=c.rope_base, scaling=c.rope_scaling),
+            **self.types,
+        )
+
+    @property
+    def out_std(self) -> float:
+        """Standard deviation of the initial weights back to the residual stream."""
+        return self.config.init_std / math.sqrt(2 * self.config.num_layers)
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Of activations and parameters."""
+        return dict(dtype=self.config.dtype, param_dtype=self.config.param_dtype)
+
 
 class Llama(nn.Module):
-    """Scores every next token of a batch of sequences."""
+    """Scores every next token of a batch of sequences.
+
+    A child changes what its blocks attend to (`run_blocks`), and may keep another cache.
+    """
 
     config: LlamaConfig
 
@@ -230,10 +255,10 @@ class Llama(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
+        cache: Any = None,
         train: bool = False,
         mask: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
+    ) -> tuple[Float[Array, "B T V"], Any]:
         """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
 
         Args:
@@ -257,14 +282,27 @@ class Llama(nn.Module):
         embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
         x = nn.with_logical_constraint(embed(tokens), ("batch", "length", "embed_activation"))
 
-        blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
-        x, cache = blocks(c, name="blocks")(x, (positions, reads), cache)
+        x, cache = self.run_blocks(x, positions, reads, cache, mask)
         x = RMSNorm(c.norm_epsilon, name="final_norm", **types)(x)
         self.sow("intermediates", "hidden", x)
         head = embed
         if not c.tied_embeddings:
             head = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="head", **types)
         return head.attend(x), cache  # B T V
+
+    @nn.nowrap
+    def run_blocks(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"],
+        reads: Mask,
+        cache: KVCache | None,
+        mask: Bool[Array, "B T"] | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """The embeddings through all blocks in turn, and the cache with them in it."""
+        c = self.config
+        blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
+        return blocks(c, name="blocks")(x, (positions, reads), cache)
 
 
 def head_dim(config: LlamaConfig) -> int:
@@ -278,13 +316,17 @@ def empty_cache(config: LlamaConfig, batch_size: int, length: int) -> KVCache:
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
-def num_params(config: LlamaConfig) -> dict[str, int]:
+def num_params(config: LlamaConfig, module: type[nn.Module] = Llama) -> dict[str, int]:
     """How many parameters there are: "total", and "non_embedding" as Kaplan et al. 2020 count.
 
     The latter (their section 2.1) leaves out the table of tokens, and the head's if it has one.
+
+    Args:
+      config: of the model.
+      module: the model, of which a child may be asked.
     """
     shapes = jax.eval_shape(
-        Llama(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        module(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
     )["params"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     tables = (1 if config.tied_embeddings else 2) * config.vocab_size * config.embed_dim

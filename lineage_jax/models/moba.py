@@ -15,7 +15,6 @@ Departures:  the paper's heads have keys of their own; where query heads share t
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -27,22 +26,12 @@ from lineage_jax.kernels import NSAConfig, selected_attention
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.config import reach
 from lineage_jax.kernels.native_sparse.reference import select
-from lineage_jax.models.llama import LlamaConfig, empty_cache, head_dim, llama3_1_8b, num_params
-from lineage_jax.nn import (
-    Attention,
-    Embed,
-    GatedMLP,
-    KVCache,
-    Linear,
-    Mask,
-    RMSNorm,
-    decoder_mask,
-    rotate,
-    stack,
-)
+from lineage_jax.models import llama
+from lineage_jax.models.llama import Llama, LlamaConfig, empty_cache, llama3_1_8b, num_params
+from lineage_jax.nn import Attention, KVCache, Linear, Mask, stack
 from lineage_jax.nn.attention import HEADS, attend, attention_weights
 from lineage_jax.nn.fused import ATTENDED, heads_named
-from lineage_jax.nn.native_sparse import documents
+from lineage_jax.nn.masks import documents
 from lineage_jax.nn.rows_and_heads import by_rows_and_heads, refuse_split_sequences
 from lineage_jax.typing import Array, Bool, Float, Int
 
@@ -209,91 +198,47 @@ class BlockAttention(Attention):
         return jax.vmap(row)(positions[:, 0], *heads)
 
 
-class Block(nn.Module):
-    """Attention, then a gated feed-forward layer, each added to the residual stream."""
+class Block(llama.Block):
+    """LLaMA's block with another attention, for layers that choose and for those that do not."""
 
     config: MobaConfig
 
-    @nn.compact
-    def __call__(
+    @nn.nowrap
+    def attend(  # type: ignore[override]
         self,
         x: Float[Array, "B T D"],
-        shared: tuple[Int[Array, "#B T"], Mask],
+        positions: Int[Array, "#B T"],
+        mask: Mask,
         per_layer: tuple[Bool[Array, ""] | None, KVCache | None],
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        c = self.config
-        (positions, mask), (full, cache) = shared, per_layer
-        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        out_std = c.init_std / math.sqrt(2 * c.num_layers)
-        norm = functools.partial(RMSNorm, c.norm_epsilon, **types)
-        attention = BlockAttention(
-            num_heads=c.num_heads,
-            num_kv_heads=c.num_kv_heads,
-            head_dim=head_dim(c),
-            stddev=c.init_std,
-            out_stddev=out_std,
-            use_bias=False,
-            place=functools.partial(rotate, base=c.rope_base, scaling=c.rope_scaling),
-            blocks=selection(c),
-            name="attention",
-            **types,
-        )
-        mlp = GatedMLP(c.mlp_dim, nn.silu, c.init_std, out_std, name="mlp", **types)
-        attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
-        attended, cache = attention(attention_norm(x), mask, positions, cache, full)
-        x = x + attended
-        x = x + mlp(mlp_norm(x))
-        return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
+        """What the layer attends to, and the cache with x in it."""
+        full, cache = per_layer
+        fields = dict(self.attention_fields, use_bias=False, blocks=selection(self.config))
+        return BlockAttention(**fields, name="attention")(x, mask, positions, cache, full)
 
 
-class Moba(nn.Module):
-    """Scores every next token of a batch of sequences."""
+class Moba(Llama):
+    """Scores every next token of a batch of sequences, as `Llama` does.
+
+    Padding (`mask`) may stand at the ends of documents. With a cache the positions of a row are one
+    after another.
+    """
 
     config: MobaConfig
 
-    @nn.compact
-    def __call__(
+    @nn.nowrap
+    def run_blocks(
         self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
-        train: bool = False,
-        mask: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
-        """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
-
-        Args:
-          tokens: ids in [0, vocab_size).
-          positions: of each token in its document, in [0, max_len); 0 ... T - 1 if not given. With
-            a cache those of a row are one after another.
-          segment_ids: which document of its row a token belongs to; one document if not given
-            (always so with a cache).
-          cache: keys and values of earlier positions (`empty_cache`); the tokens are written to
-            it at `positions`, which must then be given.
-          train: as for GPT; it changes nothing where there is no dropout.
-          mask: False for padding, which nothing reads, at the ends of a document; right-padded rows
-            need none.
-
-        Returns:
-          The logits, and the cache with these tokens in it (None if none was given). Asked for
-          intermediates, it gives "hidden" too, [B, T, D]: what the logits are made of.
-        """
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"],
+        reads: Mask,
+        cache: KVCache | None,
+        mask: Bool[Array, "B T"] | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """The embeddings through all blocks in turn, and the cache with them in it."""
         c = self.config
-        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        length = tokens.shape[1]
-        positions, reads = decoder_mask(length, c.max_len, positions, segment_ids, cache, mask)
-        embed = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="embed", **types)
-        x = nn.with_logical_constraint(embed(tokens), ("batch", "length", "embed_activation"))
-
         blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
-        x, cache = blocks(c, name="blocks")(x, (positions, reads), (full_layers(c), cache))
-        x = RMSNorm(c.norm_epsilon, name="final_norm", **types)(x)
-        self.sow("intermediates", "hidden", x)
-        head = embed
-        if not c.tied_embeddings:
-            head = Embed(c.vocab_size, c.embed_dim, "vocab", c.init_std, name="head", **types)
-        return head.attend(x), cache  # B T V
+        return blocks(c, name="blocks")(x, (positions, reads), (full_layers(c), cache))
 
 
 def full_layers(config: MobaConfig) -> Bool[Array, "L"] | None:

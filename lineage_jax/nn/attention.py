@@ -117,6 +117,11 @@ class KVCache(NamedTuple):
     keys: Float[Array, "*L B S G K"]
     values: Float[Array, "*L B S G K"]
 
+    @property
+    def length(self) -> int:
+        """Positions that it has room for."""
+        return self.keys.shape[-3]
+
     def write(
         self,
         positions: Int[Array, "B T"],
@@ -136,7 +141,7 @@ def decoder_mask(
     max_len: int,
     positions: Int[Array, "B T"] | None,
     segment_ids: Int[Array, "B T"] | None,
-    cache: KVCache | None,
+    cache: Any,
     readable: Bool[Array, "B T"] | None = None,
 ) -> tuple[Int[Array, "#B T"], Mask]:
     """Where the tokens of a decoder are, and what each reads: what is not after it.
@@ -146,7 +151,7 @@ def decoder_mask(
       max_len: how many it may have.
       positions: of each token in its document; 0 ... T - 1 if not given.
       segment_ids: which document of its row a token belongs to; one document if not given.
-      cache: keys and values of earlier positions, or None.
+      cache: what is kept of earlier positions, which tells its `length`, or None.
       readable: False for padding; all may be read if not given. With a cache padding stands on the
         right alone, where tokens that follow write over it before they read.
 
@@ -162,7 +167,7 @@ def decoder_mask(
         positions = index
     if cache is None:
         return positions, Mask(index, index, segment_ids, segment_ids, readable=readable)
-    return positions, Mask(positions, jnp.arange(cache.keys.shape[2])[None])  # B T, 1 S
+    return positions, Mask(positions, jnp.arange(cache.length)[None])  # B T, 1 S
 
 
 class Attention(nn.Module):

@@ -64,3 +64,12 @@ class Mask:
         if self.readable is not None:
             table &= self.readable[:, None, None, :]
         return table
+
+
+def documents(mask: Mask, batch: int) -> Int[Array, "B T"] | None:
+    """Which document each position is of; padding is of none, so that no document reads it."""
+    ids = mask.key_segments
+    if mask.readable is not None:
+        readable = mask.readable.astype(jnp.int32)
+        ids = readable if ids is None else 2 * ids + readable
+    return None if ids is None else jnp.broadcast_to(ids, (batch, ids.shape[1]))

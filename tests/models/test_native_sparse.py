@@ -11,9 +11,12 @@ from flax.core import meta
 
 from lineage_jax.kernels import NSAConfig
 from lineage_jax.models import native_sparse
-from lineage_jax.models.native_sparse import NativeSparse, NativeSparseConfig
+from lineage_jax.models.native_sparse import (
+    NativeSparse,
+    NativeSparseAttention,
+    NativeSparseConfig,
+)
 from lineage_jax.nn import Attention, Mask, rotate
-from lineage_jax.nn.native_sparse import NativeSparseAttention
 
 SPARSE = NSAConfig(
     compressed_size=4, stride=2, block_size=4, num_blocks=3, num_first=1, num_local=1, window=5

@@ -9,13 +9,14 @@ from lineage_jax.kernels.native_sparse.api import (
     window_attention,
 )
 from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig
-from lineage_jax.kernels.native_sparse.decode import NSACache, empty_nsa_cache, nsa_decode
+from lineage_jax.kernels.native_sparse.decode import NSACache, Squeeze, empty_nsa_cache, nsa_decode
 
 __all__ = [
     "PAPER",
     "Branches",
     "NSACache",
     "NSAConfig",
+    "Squeeze",
     "compress",
     "compressed_attention",
     "empty_nsa_cache",

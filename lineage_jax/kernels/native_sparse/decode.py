@@ -30,6 +30,11 @@ class NSACache(NamedTuple):
     pending_keys: Float[Array, "*L B P G K"]
     pending_values: Float[Array, "*L B P G E"]
 
+    @property
+    def length(self) -> int:
+        """Positions that it has room for."""
+        return self.keys.selected.shape[-3]
+
     def write(
         self,
         positions: Int[Array, "B T"],
