@@ -14,6 +14,8 @@ from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 LANES = 128
 """Numbers in a row of a TPU's vector registers."""
 
+MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
+
 TILE = 1024
 """Queries, or keys, in a tile at most."""
 

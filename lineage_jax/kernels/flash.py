@@ -9,7 +9,7 @@ chunks of a prompt and keys that stand for several positions differ in these two
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from lineage_jax.kernels import flash_plain
 from lineage_jax.kernels import flash_tpu as tpu
 from lineage_jax.kernels.blocks import (
+    MASKED,
     PAIRS,
     UNKNOWN,
     Blocks,
@@ -28,7 +29,6 @@ from lineage_jax.kernels.blocks import (
     unstored,
 )
 from lineage_jax.kernels.flash_backward_tpu import backward, inner_products, limits
-from lineage_jax.kernels.flash_tpu import MASKED
 from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.kernels.platform import platform
 from lineage_jax.typing import Array, Float, Int
@@ -36,7 +36,7 @@ from lineage_jax.typing import Array, Float, Int
 Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_tpu_interpreted"]
 """A table of scores; tiles of it in plain jnp; kernels; the same on any device, slowly."""
 
-IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_tpu_interpreted")
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
 
 def flash_attention(

@@ -7,11 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lineage_jax.kernels.blocks import visible
+from lineage_jax.kernels.blocks import MASKED, visible
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float
-
-MASKED = -1e30  # finite, so that a row with no visible key has weights that are not NaN
 
 TILE = 128
 """Queries that meet their keys at once."""

@@ -24,6 +24,7 @@ from lineage_jax.kernels.blocks import (
     KEYS_AT,
     LANES,
     LAST,
+    MASKED,
     QUERIES_AT,
     READ,
     Blocks,
@@ -34,7 +35,6 @@ from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float
 
 LOWEST = jnp.iinfo(jnp.int32).min
-MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
 VMEM_BYTES = 64 * 2**20
 """Of memory on the chip that a kernel may take; a TPU v5p has so much for each core."""
 

@@ -5,8 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.blocks import LANES
-from lineage_jax.kernels.flash_tpu import MASKED
+from lineage_jax.kernels.blocks import LANES, MASKED
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float, Int
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lineage_jax.kernels.flash_tpu import MASKED, product
+from lineage_jax.kernels.blocks import MASKED
+from lineage_jax.kernels.flash_tpu import product
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.chip_tpu import (
     LEAST,
