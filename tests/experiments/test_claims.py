@@ -219,12 +219,18 @@ def test_stored_claims_are_full_ones_of_three_seeds_or_more():
 CLAIMS = [name for one in LINEAGE for name in one.claims]
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where texts, their tokens and compiled programs are kept: claims have many in common."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.mark.parametrize(
     "name", [name if name == "source_reversal" else pytest.param(name, marks=pytest.mark.slow)
              for name in CLAIMS]
 )  # fmt: skip
-def test_the_quick_form_runs_from_the_command_line(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))  # pairs and compiled programs are kept there
+def test_the_quick_form_runs_from_the_command_line(name, home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     cli.main(["claim", name, "--quick", "--dir", str(tmp_path)])
     out = capsys.readouterr().out

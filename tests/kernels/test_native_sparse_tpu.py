@@ -12,10 +12,12 @@ import pytest
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse import compressed_tpu, reference, selected_tpu
 from lineage_jax.kernels.native_sparse.compressed_tpu import compressed_forward
-from lineage_jax.kernels.native_sparse.config import NSAConfig, reach
+from lineage_jax.kernels.native_sparse.config import Branches, NSAConfig, reach
+from lineage_jax.kernels.native_sparse.decode import empty_nsa_cache, nsa_decode
 from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
 from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
-from lineage_jax.pods.bundles import listings
+from lineage_jax.pods.aot import in_a_process
+from lineage_jax.pods.bundles import listings, on_chip
 from lineage_jax.pods.topologies import Topology
 
 USUAL = NSAConfig(
@@ -195,11 +197,45 @@ def shape(*sizes, dtype="bfloat16"):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+def decode(query, keys, values, gates, cache, positions):
+    """Ten tokens, one after another."""
+
+    def token(i, state):
+        cache, out = state
+        squeeze = (lambda pieces: pieces.mean(-2),) * 2
+        given = query + out, keys, values, gates, cache, positions + i
+        return nsa_decode(*given, squeeze, config=CONFIG)[::-1]
+
+    return jax.lax.fori_loop(0, 10, token, (cache, jnp.zeros_like(query)))
+
+
+def temporaries(function, given, topology, donate):
+    """Bytes, in a process for the TPU compiler."""
+    compiled = on_chip(function, given, topology, "lower", donate).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+with_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU compiler is not installed: pip install 'lineage-jax[tpu]' (no TPU needed)",
 )
+
+
+@pytest.mark.slow
+@with_tpu_compiler
+def test_a_token_is_written_and_its_blocks_are_read_where_they_are():
+    cache = jax.eval_shape(lambda: empty_nsa_cache(2, 8192, 4, 128, 128, "bfloat16", CONFIG))
+    branches = Branches(*[shape(2, 1, 4, 128)] * 3)
+    gates, positions = shape(2, 1, 64, 3), shape(2, 1, dtype="int32")
+    given = shape(2, 1, 64, 128), branches, branches, gates, cache, positions
+    topology = Topology.parse("v5e:1x1")
+    work = functools.partial(temporaries, decode, given, topology, (4,))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert in_a_process(topology.chip.flags, work) < held / 10
+
+
+@pytest.mark.slow
+@with_tpu_compiler
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 @pytest.mark.parametrize("part", ["compressed", "selected", "gradients"])
 def test_the_real_compiler_takes_the_kernels_at_the_shape_of_the_paper(chip, part):

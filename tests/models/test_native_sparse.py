@@ -267,8 +267,9 @@ def test_parameters_are_as_many_as_the_papers_formulas_say():
 
 def test_the_cache_holds_the_raw_the_compressed_and_what_is_pending():
     cache = jax.eval_shape(lambda: native_sparse.empty_cache(TINY, 3, LENGTH))
-    assert [x.shape for x in cache.keys] == [(2, 3, n, 2, 6) for n in (10, 19, 19)]
-    assert [x.shape for x in cache.values] == [(2, 3, n, 2, 5) for n in (10, 19, 19)]
+    # 19 positions, and the 20th of the last block
+    assert [x.shape for x in cache.keys] == [(2, 3, 2, n, 6) for n in (10, 20, 20)]
+    assert [x.shape for x in cache.values] == [(2, 3, 2, n, 5) for n in (10, 20, 20)]
     assert cache.pending_keys.shape == (2, 3, 4, 2, 6)
 
 

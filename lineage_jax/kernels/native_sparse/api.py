@@ -61,7 +61,7 @@ def native_sparse_attention(
     """
     check(query, keys, values, gates, config, segment_ids)
     reads = reach(query, segment_ids, offset)
-    return attend(query, keys, values, gates, config, reads, chosen(implementation))
+    return attend(query, keys, values, gates, config, reads, reads, chosen(implementation))
 
 
 def attend(
@@ -71,9 +71,13 @@ def attend(
     gates: Float[Array, "B T H 3"],
     config: NSAConfig,
     reads: Intervals,
+    near: Intervals,
     parts: Any,
 ) -> Float[Array, "B T H E"]:
-    """The three branches by one implementation, each times its gate."""
+    """The three branches by one implementation, each times its gate.
+
+    `near` is what may be read of the window's keys, where these are not all positions.
+    """
     length = keys.selected.shape[1]
     compressed, blocks = parts.compressed_attention(
         query, keys.compressed, values.compressed, length, config, reads
@@ -81,7 +85,7 @@ def attend(
     selected = parts.selected_attention(
         query, keys.selected, values.selected, blocks, config, reads
     )
-    window = parts.window_attention(query, keys.window, values.window, config.window, reads)
+    window = parts.window_attention(query, keys.window, values.window, config.window, near)
     outs = jnp.stack([compressed, selected, window], axis=-2)  # B T H 3 E
     return jnp.einsum("bthi,bthie->bthe", gates, outs).astype(query.dtype)
 

@@ -18,6 +18,9 @@ Squeeze = Callable[[Float[Array, "... P K"]], Float[Array, "... K"]]
 class NSACache(NamedTuple):
     """Keys and values of the positions read so far.
 
+    Those of one head are together, [*L, B, G, S, K]: so a token is written, and a block is read,
+    where it is. With heads side by side a TPU copies the whole cache at every token.
+
     Attributes:
       keys, values: of each branch: slot s of the selected and the window's holds position s, slot c
         of the compressed ones the block that begins at position c * stride, once it is whole.
@@ -33,7 +36,7 @@ class NSACache(NamedTuple):
     @property
     def length(self) -> int:
         """Positions that it has room for."""
-        return self.keys.selected.shape[-3]
+        return self.keys.selected.shape[-2]
 
     def write(
         self,
@@ -45,12 +48,11 @@ class NSACache(NamedTuple):
         mask: Bool[Array, "B T"] | None = None,
     ) -> "NSACache":
         """The cache with new keys and values, as `nsa_decode` takes them, at their positions."""
-        rows = jnp.arange(positions.shape[0])[:, None]
 
         def written(old, pending, new, squeeze):
             whole = compressed(old.compressed, pending, new.compressed, positions, squeeze, config)
             rest = [
-                x.at[rows, positions].set(y.astype(x.dtype))
+                put(x, y.swapaxes(1, 2), positions[:, 0])
                 for x, y in zip(old[1:], new[1:], strict=True)
             ]
             return Branches(whole, *rest), kept(pending, new.compressed, positions, mask)
@@ -69,16 +71,17 @@ def empty_nsa_cache(
     dtype: DTypeLike,
     config: NSAConfig = PAPER,
 ) -> NSACache:
-    """Room for `length` positions of `batch` sequences."""
+    """Room for `length` positions of `batch` sequences, and for the rest of the last block."""
+    length = config.num_selectable(length) * config.block_size
     lengths = Branches(config.num_compressed(length), length, length)
-
-    def zeros(count, width):
-        return jnp.zeros((batch, count, num_groups, width), dtype)
-
     keys, values = (
-        Branches(*(zeros(n, width) for n in lengths)) for width in (key_width, value_width)
+        Branches(*(jnp.zeros((batch, num_groups, n, width), dtype) for n in lengths))
+        for width in (key_width, value_width)
     )
-    pending = (zeros(config.compressed_size, width) for width in (key_width, value_width))
+    pending = (
+        jnp.zeros((batch, config.compressed_size, num_groups, width), dtype)
+        for width in (key_width, value_width)
+    )
     return NSACache(keys, values, *pending)
 
 
@@ -115,19 +118,57 @@ def nsa_decode(
         implementation = "xla"
     cache = cache.write(positions, keys, values, squeeze, config, mask)
     reads = Intervals(jnp.zeros_like(positions), positions)
-    stored = jax.tree.map(lambda x: x.astype(query.dtype), cache)
+    size = min(cache.length, config.window + query.shape[1] - 1)
+    begin = jnp.clip(positions[:, :1] - config.window + 1, 0, cache.length - size)  # B 1
+    near = Intervals(jnp.zeros_like(positions), positions - begin)
+
+    def read(stored):
+        part = jax.vmap(lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, size, axis=1))
+        stored = stored._replace(window=part(stored.window, begin[:, 0]))
+        return Branches(*(x.swapaxes(1, 2).astype(query.dtype) for x in stored))
+
+    stored = read(cache.keys), read(cache.values)
     parts = chosen(implementation)
-    return attend(query, stored.keys, stored.values, gates, config, reads, parts), cache
+    return attend(query, *stored, gates, config, reads, near, parts), cache
+
+
+def put(
+    stored: Float[Array, "B G S K"],
+    new: Float[Array, "B G T K"],
+    begin: Int[Array, "B"],
+    valid: Bool[Array, "B T"] | None = None,
+) -> Float[Array, "B G S K"]:
+    """`stored` with each row's `new` from a position of its own on, where valid and where it fits.
+
+    Row by row, in place: scattered, all would be copied on a TPU.
+    """
+    batch, length, count = stored.shape[0], stored.shape[2], new.shape[2]
+    at = jnp.clip(begin, 0, length - count)
+    index = jnp.arange(count)[None] + (at - begin)[:, None]  # of what goes to each place
+    fits = (index >= 0) & (index < count)
+    index = jnp.clip(index, 0, count - 1)
+    if valid is not None:
+        fits &= jnp.take_along_axis(valid, index, axis=1)
+    new = jnp.take_along_axis(new.astype(stored.dtype), index[:, None, :, None], axis=2)
+
+    def row(b, stored):
+        here = b, 0, at[b], 0
+        old = jax.lax.dynamic_slice(stored, here, (1, *new.shape[1:]))
+        mine = jax.lax.dynamic_slice_in_dim(new, b, 1)
+        mine = jnp.where(fits[b][None, None, :, None], mine, old)
+        return jax.lax.dynamic_update_slice(stored, mine, here)
+
+    return jax.lax.fori_loop(0, batch, row, stored)
 
 
 def compressed(
-    old: Float[Array, "B C G K"],
+    old: Float[Array, "B G C K"],
     pending: Float[Array, "B P G K"],
     new: Float[Array, "B T G K"],
     positions: Int[Array, "B T"],
     squeeze: Squeeze,
     config: NSAConfig,
-) -> Float[Array, "B C G K"]:
+) -> Float[Array, "B G C K"]:
     """Compressed heads with those of the blocks that the new positions make whole."""
     size, stride = config.compressed_size, config.stride
     rows, start, length = jnp.arange(new.shape[0])[:, None], positions[:, :1], new.shape[1]
@@ -140,8 +181,7 @@ def compressed(
     def written():
         at = (blocks * stride - start + size)[..., None] + jnp.arange(size)[None, None]
         pieces = line[rows[..., None], at].swapaxes(2, 3)  # B n G P K
-        places = jnp.where(whole, blocks, old.shape[1])
-        return old.at[rows, places].set(squeeze(pieces).astype(old.dtype), mode="drop")
+        return put(old, squeeze(pieces).swapaxes(1, 2), first[:, 0], whole)
 
     if length > 1:
         return written()
