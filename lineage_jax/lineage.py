@@ -105,7 +105,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` Marian, tables shared or apart",
             "sinusoids are the paper's; a shift of positions is a linear map",
-            "sharded over 8 devices on seven meshes = one device",
+            "sharded over 8 devices on five meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
         claims=("path_length", "heads"),
@@ -158,7 +158,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` BERT, under each head",
             "every position sees every other, and nothing sees padding",
-            "sharded over 8 devices on seven meshes = one device",
+            "sharded over 8 devices on five meshes = one device",
         ),
         claims=("both_sides",),
         notebook="colab/02_pretrain_and_transfer.py",
@@ -175,7 +175,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` RoBERTa",
             "masks repeat in no epoch, and are a function of seed and step",
-            "sharded over 8 devices on seven meshes = one device",
+            "sharded over 8 devices on five meshes = one device",
         ),
         claims=("pairs_and_masks",),
     ),
@@ -207,7 +207,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` T5, versions 1.0 and 1.1",
             "the bias of positions depends on distance alone",
-            "sharded over 8 devices on seven meshes = one device",
+            "sharded over 8 devices on five meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
         claims=("denoising",),
@@ -225,7 +225,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` DistilBERT",
             "a student begins as every second layer of its teacher",
-            "sharded over 8 devices on seven meshes = one device",
+            "sharded over 8 devices on five meshes = one device",
         ),
         claims=("distillation",),
     ),
@@ -259,7 +259,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal a loop over positions in float64",
             "with all blocks chosen, that branch equals full attention; so does a wide window",
-            "sharded over 8 devices on four meshes = one device",
+            "sharded over 8 devices on two meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
         notebook="colab/07_sparse_attention.py",
@@ -276,7 +276,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal a loop over positions in float64",
             "as many blocks as there are = LLaMA, and so are its full layers",
-            "sharded over 8 devices on four meshes = one device",
+            "sharded over 8 devices on two meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
     ),

@@ -577,10 +577,11 @@ def test_the_scan_over_depth_is_the_loop_over_depth(scanned, subject, params, ba
     "changes",
     [
         dict(unroll=2),
-        dict(remat="dots"),
-        dict(remat="inner"),
-        dict(remat="attention"),
         dict(remat="full"),
+        *(
+            pytest.param(dict(remat=x), marks=pytest.mark.slow)
+            for x in ("dots", "inner", "attention")
+        ),
     ],
     ids=lambda changes: "-".join(map(str, *changes.items())),
 )
@@ -604,15 +605,13 @@ def whole(recorded_step, params, batch):
     return jax.jit(recorded_step)(TrainState.create(params, RECORDING), batch, RATE)
 
 
+# All axes of a mesh; those of experts and of stages with others than here are among the slow ones.
 MESHES = (
-    MeshConfig(data=8),
-    MeshConfig(data=2, fsdp=4),
     MeshConfig(data=2, fsdp=2, tensor=2),
     MeshConfig(data=2, context=2, tensor=2),
-    MeshConfig(data=2, expert=2, context=2),
-    MeshConfig(data=2, stage=2, tensor=2),
     MeshConfig(data=1, stage=2, fsdp=2, context=2),
 )
+MORE_MESHES = (MeshConfig(data=2, expert=2, context=2), MeshConfig(data=2, stage=2, tensor=2))
 
 
 def shown(config: MeshConfig) -> str:
@@ -620,7 +619,11 @@ def shown(config: MeshConfig) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes if size > 1)
 
 
-@pytest.mark.parametrize("config", MESHES, ids=shown)
+@pytest.mark.parametrize(
+    "config",
+    [*MESHES, *(pytest.param(config, marks=pytest.mark.slow) for config in MORE_MESHES)],
+    ids=shown,
+)
 def test_sharded_over_eight_devices_is_one_device(
     subject, boxed, params, batch, recorded_step, whole, config
 ):
