@@ -17,7 +17,7 @@ from lineage_jax.kernels.native_sparse.decode import empty_nsa_cache, nsa_decode
 from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
 from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
 from lineage_jax.pods.aot import in_a_process
-from lineage_jax.pods.bundles import listings, on_chip
+from lineage_jax.pods.bundles import calls, listings, on_chip
 from lineage_jax.pods.topologies import Topology
 
 USUAL = NSAConfig(
@@ -219,6 +219,31 @@ with_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU compiler is not installed: pip install 'lineage-jax[tpu]' (no TPU needed)",
 )
+
+
+def test_kernels_state_what_they_compute():
+    """Of a thousand positions, whose queries read half of the compressed keys."""
+    heads = shape(1, 1024, 64, 192), shape(1, 1024, 4, 192), shape(1, 1024, 4, 128)
+    squeezed = (heads[0], *(shape(1, 64, *x.shape[2:]) for x in heads[1:]))
+    blocks, out = shape(1, 1024, 4, 16, dtype="int32"), shape(1, 1024, 64, 128)
+    reads = Intervals(*(shape(1, 1024, dtype="int32"),) * 2)
+    sums = shape(1, 64, 1024, dtype="float32")
+
+    def all_kernels(heads, squeezed, blocks, out, sums, reads):
+        compressed(*squeezed, reads, 1024)
+        selected(*heads, blocks, reads)
+        selected_gradients(*heads, blocks, out, sums, out, reads)
+
+    jaxpr = jax.make_jaxpr(all_kernels)(heads, squeezed, blocks, out, sums, reads).jaxpr
+    stated = {call.params["name"]: call.params["cost_estimate"] for call in calls(jaxpr)}
+    read = 64 * 1024 * 1024  # scores, of 16 blocks of 64 keys
+    assert {name: cost.flops for name, cost in stated.items()} == {
+        "compressed_forward": 2 * 64 * 1024 * 64 // 2 * (192 + 128),
+        "selected_forward": 2 * read * (192 + 128),
+        "selected_backward_queries": 2 * read * (2 * 192 + 128),
+        "selected_backward_keys": 2 * read * (2 * 192 + 2 * 128),
+    }
+    assert stated["selected_forward"].transcendentals == read
 
 
 @pytest.mark.slow

@@ -119,6 +119,18 @@ class Chunks:
         ends = [phase + self.overlap - self.phases for phase in range(self.phases)]
         return [(self.overlap - max(0, end), max(0, end)) for end in ends]
 
+    @property
+    def cost(self) -> pl.CostEstimate:
+        """What the kernel takes, of queries that read half of all keys."""
+        queries, keys = self.batch * self.groups * self.share * self.length, self.count * self.keys
+        scores, widths = queries * keys // 2, self.width + self.value_width
+        moved = (queries + self.batch * self.groups * keys) * widths
+        return pl.CostEstimate(
+            flops=2 * scores * (widths if self.kept else widths + self.width),
+            transcendentals=scores,
+            bytes_accessed=moved * jnp.dtype(self.dtype).itemsize,
+        )
+
 
 def chunks(query: Array, keys: Array, values: Array, length: int, config: NSAConfig) -> Chunks:
     """Of arrays as `compressed_forward` takes them."""
@@ -382,6 +394,7 @@ def compressed_forward(
             jax.ShapeDtypeStruct((c.batch, c.groups, each, c.length), jnp.int32),
         ],
         compiler_params=compiler_params(2, 1),
+        cost_estimate=c.cost,
         name="compressed_forward",
         interpret=interpret,
     )(

@@ -140,6 +140,7 @@ def of_queries(
         out_shape=jax.ShapeDtypeStruct((s.batch, s.length, s.groups, s.share, s.width), s.dtype),
         scratch_shapes=[pltpu.VMEM((s.share, s.stored_widths[0]), jnp.float32), *buffers(s)],
         compiler_params=compiler_params(2, 1),
+        cost_estimate=s.cost(2 * s.width + s.value_width, passes=2),
         name="selected_backward_queries",
         interpret=interpret,
     )(
@@ -288,6 +289,7 @@ def of_stored(
             jax.ShapeDtypeStruct((*shape, s.value_width), jnp.float32),
         ],
         compiler_params=compiler_params(2, 1),
+        cost_estimate=s.cost(2 * (s.width + s.value_width), passes=s.each),
         name="selected_backward_keys",
         interpret=interpret,
     )(starts, pairs, slabs, with_facts(s, keys, facts, width), in_blocks(values, s.size))

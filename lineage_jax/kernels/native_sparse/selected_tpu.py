@@ -101,6 +101,23 @@ class Sizes:
         stored = sum(padded_bytes(rows, width, self.dtype) for width in self.stored_widths)
         return stored <= on_chip() - SPARE_BYTES
 
+    def cost(self, products: int, passes: int) -> pl.CostEstimate:
+        """What a kernel takes that meets the blocks of every query.
+
+        Args:
+          products: widths of its products together; each score is in all of them.
+          passes: how often queries, and as much of their values, are read or written.
+        """
+        queries, keys = self.batch * self.length * self.groups, self.each * self.size
+        scores, stored = queries * self.share * keys, self.batch * self.groups * self.count
+        read = stored * self.size if self.resident else queries * keys
+        moved = (passes * queries * self.share + read) * (self.width + self.value_width)
+        return pl.CostEstimate(
+            flops=2 * scores * products,
+            transcendentals=scores,
+            bytes_accessed=moved * jnp.dtype(self.dtype).itemsize,
+        )
+
 
 def sizes(query: Array, keys: Array, values: Array, blocks: Array, config: NSAConfig) -> Sizes:
     """Of arrays as `selected_forward` takes them."""
@@ -232,6 +249,7 @@ def selected_forward(
         ],
         scratch_shapes=buffers(s),
         compiler_params=compiler_params(2, 1),
+        cost_estimate=s.cost(s.width + s.value_width, passes=1),
         name="selected_forward",
         interpret=interpret,
     )(
