@@ -9,13 +9,14 @@ chunks of a prompt and keys that stand for several positions differ in these two
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lineage_jax.kernels import flash_plain
+from lineage_jax.kernels import flash_backward_gpu, flash_gpu, flash_plain
 from lineage_jax.kernels import flash_tpu as tpu
 from lineage_jax.kernels.blocks import (
     MASKED,
@@ -33,7 +34,14 @@ from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.kernels.platform import platform
 from lineage_jax.typing import Array, Float, Int
 
-Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_tpu_interpreted"]
+Implementation = Literal[
+    "reference",
+    "xla",
+    "pallas_tpu",
+    "pallas_tpu_interpreted",
+    "pallas_gpu",
+    "pallas_gpu_interpreted",
+]
 """A table of scores; tiles of it in plain jnp; kernels; the same on any device, slowly."""
 
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
@@ -59,7 +67,7 @@ def flash_attention(
       segment_ids: which document each key belongs to, its positions side by side. Documents do not
         meet. One document if not given.
       offset: where the first query stands among the keys: 0 but for a prompt read in chunks.
-      implementation: what computes it; if not given, kernels on a TPU and tiles elsewhere.
+      implementation: what computes it; if not given, kernels on a TPU or a GPU and tiles elsewhere.
 
     Raises:
       ValueError: for shapes that do not fit one another, a window without `causal`, or an
@@ -97,7 +105,7 @@ def interval_attention(
       query, keys, values: projected heads; query head h reads key-value head h // (H / G).
       first, last: of each query, both inclusive; neither goes back from one query to the next.
       expected: what is known of them already, for the choice of tiles.
-      implementation: what computes it; if not given, kernels on a TPU and tiles elsewhere.
+      implementation: what computes it; if not given, kernels on a TPU or a GPU and tiles elsewhere.
 
     Raises:
       ValueError: for shapes that do not fit one another, or an implementation that is not there
@@ -130,7 +138,7 @@ def interval_attention_with_sums(
     if name == "xla":
         return flash_plain.in_tiles(query, keys, values, reads, expected.window)
     with jax.named_scope("interval_attention"):  # or "jvp" would be in the names of kernels
-        return by_kernels(query, keys, values, reads, expected, name == "pallas_tpu_interpreted")
+        return by_kernels(query, keys, values, reads, expected, name)
 
 
 def chosen(implementation: str | None) -> str:
@@ -139,17 +147,29 @@ def chosen(implementation: str | None) -> str:
     Raises:
       ValueError: naming those there are, or those that run here, if it is not one of them.
     """
+    here = platform()
     if implementation is None:
-        return "pallas_tpu" if platform() == "tpu" else "xla"
+        return f"pallas_{here}" if here in ("tpu", "gpu") else "xla"
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(map(repr, IMPLEMENTATIONS))
         raise ValueError(f"wanted an implementation of {names}, got {implementation!r}")
-    if implementation == "pallas_tpu" and platform() != "tpu":
+    wanted = implementation.removeprefix("pallas_")
+    if wanted in ("tpu", "gpu") and wanted != here:
         raise ValueError(
-            f"'pallas_tpu' is compiled for a TPU, and this is a {platform()}: ask for 'xla', or "
-            "for 'pallas_tpu_interpreted', which is slow"
+            f"{implementation!r} is compiled for a {wanted.upper()}, and this is a {here}: ask for "
+            f"'xla', or for '{implementation}_interpreted', which is slow"
         )
     return implementation
+
+
+def kernels(name: str, expected: Expected) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The forward and the backward pass of an implementation."""
+    options: dict[str, Any] = dict(interpret=name.endswith("_interpreted"))
+    forward: Callable[..., Any] = flash_gpu.flash_forward
+    backward: Callable[..., Any] = flash_backward_gpu.flash_backward
+    if name.startswith("pallas_tpu"):
+        forward, backward, options["expected"] = flash_forward, flash_backward, expected
+    return functools.partial(forward, **options), functools.partial(backward, **options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -159,23 +179,20 @@ def by_kernels(
     values: Float[Array, "B S G E"],
     reads: Intervals,
     expected: Expected,
-    interpret: bool,
+    name: str,
 ) -> tuple[Float[Array, "B T H E"], Float[Array, "B H T"]]:
-    """Attended values and sums, by the kernels."""
-    return flash_forward(query, keys, values, reads, expected=expected, interpret=interpret)
+    """Attended values and sums, by the kernels of an implementation."""
+    return kernels(name, expected)[0](query, keys, values, reads)
 
 
-def _by_kernels_forward(query, keys, values, reads, expected, interpret):
-    options = dict(expected=expected, interpret=interpret)
-    out, log_sum = flash_forward(query, keys, values, reads, **options)
+def _by_kernels_forward(query, keys, values, reads, expected, name):
+    out, log_sum = kernels(name, expected)[0](query, keys, values, reads)
     return (out, log_sum), (query, keys, values, reads, out, log_sum)
 
 
-def _by_kernels_backward(expected, interpret, saved, grads):
-    query, keys, values, reads, out, log_sum = saved
+def _by_kernels_backward(expected, name, saved, grads):
     out_grad, sum_grad = grads
-    options = dict(sum_grad=sum_grad, expected=expected, interpret=interpret)
-    found = flash_backward(query, keys, values, reads, out, log_sum, out_grad, **options)
+    found = kernels(name, expected)[1](*saved, out_grad, sum_grad=sum_grad)
     return *found, None
 
 

@@ -243,6 +243,11 @@ def test_tables_and_tiles_without_kernels_compute_the_formula(name, implementati
     assert_formula(attention_of(shape, options, implementation), made(shape, dtype), seen)
 
 
+all_implementations = pytest.mark.parametrize(
+    "implementation", ["reference", "xla", "pallas_tpu_interpreted", "pallas_gpu_interpreted"]
+)
+
+
 @pytest.mark.parametrize("implementation", ["xla", "pallas_tpu_interpreted"])
 def test_windows_and_offsets_may_be_traced(implementation):
     shape = (1, 130, 200, 2, 1, 8, 8)
@@ -273,7 +278,7 @@ def squeezed(length, stride, size, starts):
     return Intervals(-(-begin // stride)[None], ((at - size + 1) // stride)[None])
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla", "pallas_tpu_interpreted"])
+@all_implementations
 def test_queries_that_read_nothing_get_nothing_and_give_nothing(small_tiles, implementation):
     shape = (2, 300, 75, 4, 2, 12, 10)
     small_tiles(22)
@@ -294,7 +299,7 @@ def test_queries_that_read_nothing_get_nothing_and_give_nothing(small_tiles, imp
     assert not of_query[:, empty].any()
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla", "pallas_tpu_interpreted"])
+@all_implementations
 def test_rows_of_which_no_query_reads_anything_are_zero(small_tiles, implementation):
     query, keys, values, grad, _ = made((2, 200, 300, 2, 1, 8, 8))
     small_tiles(16)
@@ -310,7 +315,7 @@ def test_rows_of_which_no_query_reads_anything_are_zero(small_tiles, implementat
         np.testing.assert_array_equal(x, 0)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla", "pallas_tpu_interpreted"])
+@all_implementations
 def test_no_position_sees_its_future_or_another_document(implementation):
     query, keys, values, *_ = made((1, 130, 130, 2, 1, 8, 8))
     ids = jnp.asarray([[0] * 40 + [1] * 90])

@@ -158,6 +158,7 @@ def test_the_blocks_are_those_of_the_loops_in_order(case, implementation):
             )
         ),
         ("a chunk of a prompt", "float32", "pallas_tpu_interpreted"),
+        ("a chunk of a prompt", "float32", "pallas_gpu_interpreted"),
     ],
 )
 def test_results_and_gradients_are_those_of_the_reference_in_float64(name, dtype, implementation):

@@ -15,14 +15,16 @@ from lineage_jax.kernels import flash
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse import blockwise, reference
 from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig, reach
-from lineage_jax.kernels.native_sparse.tpu import Kernels
+from lineage_jax.kernels.native_sparse.kernels import Kernels
 from lineage_jax.typing import Array, Float, Int
 
 IMPLEMENTATIONS: Mapping[str, Any] = {
     "reference": reference,
     "xla": blockwise,
-    "pallas_tpu": Kernels(interpret=False),
-    "pallas_tpu_interpreted": Kernels(interpret=True),
+    "pallas_tpu": Kernels("tpu", interpret=False),
+    "pallas_tpu_interpreted": Kernels("tpu", interpret=True),
+    "pallas_gpu": Kernels("gpu", interpret=False),
+    "pallas_gpu_interpreted": Kernels("gpu", interpret=True),
 }
 """By name: tables of scores; tiles of queries, in plain jnp; kernels; the same on any device,
 slowly."""
@@ -52,8 +54,8 @@ def native_sparse_attention(
       segment_ids: which document each key belongs to, its positions side by side; documents do not
         meet. One document if not given.
       offset: where the first query stands among the keys: 0 but for a prompt read in chunks.
-      implementation: what computes it, of `IMPLEMENTATIONS`; if not given, kernels on a TPU and
-        tiles elsewhere.
+      implementation: what computes it, of `IMPLEMENTATIONS`; if not given, kernels on a TPU or a
+        GPU and tiles elsewhere.
 
     Raises:
       ValueError: naming what was wanted and what came, if shapes do not fit one another; for an

@@ -6,10 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lineage_jax.kernels import flash
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.api import attend, chosen
 from lineage_jax.kernels.native_sparse.chip_tpu import TILE
 from lineage_jax.kernels.native_sparse.config import PAPER, Branches, NSAConfig
+from lineage_jax.kernels.native_sparse.decode_gpu import decode_attention
+from lineage_jax.kernels.platform import platform
 from lineage_jax.typing import Array, Bool, DTypeLike, Float, Int
 
 Squeeze = Callable[[Float[Array, "... P K"]], Float[Array, "... K"]]
@@ -112,11 +115,16 @@ def nsa_decode(
       mask: False for padding, which stands on the right of a prompt: tokens that follow write over
         it before they read.
       implementation: as of `native_sparse_attention`; if not given, kernels only for as many
-        positions as fill their tiles.
+        positions as fill their tiles, and on a GPU for one.
     """
-    if implementation is None and query.shape[1] < TILE:
+    one = query.shape[1] == 1
+    if implementation is None and query.shape[1] < TILE and not (one and platform() == "gpu"):
         implementation = "xla"
     cache = cache.write(positions, keys, values, squeeze, config, mask)
+    name = flash.chosen(implementation)
+    if one and name in ("pallas_gpu", "pallas_gpu_interpreted"):
+        given = query, cache.keys, cache.values, gates, positions, config
+        return decode_attention(*given, interpret=name != "pallas_gpu"), cache
     reads = Intervals(jnp.zeros_like(positions), positions)
     size = min(cache.length, config.window + query.shape[1] - 1)
     begin = jnp.clip(positions[:, :1] - config.window + 1, 0, cache.length - size)  # B 1
