@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.benchmarks import attention, attention_static
 from experiments.benchmarks.scaling_fit import objective, synthetic
 from scaling.runs import read_runs, write_runs
 
@@ -74,6 +75,45 @@ def test_sparse_attention_is_timed_beside_full_attention(tmp_path, process_envir
         low, high = one["interval"]
         assert low <= one["ratio"] <= high
     assert max(x["ratio"] for x in told if x["name"].startswith("full")) == 1
+
+
+def test_without_a_device_each_branch_has_a_row_as_soon_as_it_is_compiled(
+    tmp_path, capsys, monkeypatch
+):
+    def compiled(branch, shape, topology, *, quick):
+        took = {"full": 64.0, "selected": 8.0}.get(branch, 4.0)
+        one = {"milliseconds": took, "spills": shape.heads, "around": 1.0, "temporaries": 0.5}
+        return {"forward": one, "backward": one | {"refused": "does not fit"}}
+
+    monkeypatch.setattr(attention_static, "measure", compiled)
+    monkeypatch.setattr(attention_static, "measure_decode", lambda *_: {"refused": "too large"})
+    monkeypatch.setattr(attention_static, "versions", lambda: {"libtpu": "1"})
+    result = tmp_path / "result.json"
+    options = ["--static", "v5e", "v6e", "--lengths", "2048", "--heads", "4"]
+    assert attention.main([*options, "--json", str(result)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2] == "| v5e | 2048 | full | forward | 64.00 | 1.0 | 4 | 0.5 | 1.00 |"
+    assert rows[3] == "| v5e | 2048 | full | backward | 64.00 | does not fit | 4 | 0.5 | 1.00 |"
+    assert "| v6e | 2048 | sparse | forward | 16.00 | 3.0 | 12 |  | 4.00 |" in rows
+    assert sum(row.startswith("| v6e | 2048 |") for row in rows) == 2 * 5 + 1 + 2
+    told = json.loads(result.read_text())
+    assert list(told) == ["v5e", "v6e"] and told["v6e"]["versions"] == {"libtpu": "1"}
+    assert told["v5e"]["lengths"]["2048"]["decode"] == {"refused": "too large"}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--static", "v5"], "wanted chips of v5e, v6e, v5p, tpu7x, or all, got 'v5'"),
+        (
+            ["--static", "v5e", "--store", "--heads", "2"],
+            "wanted the paper's shape and random selections to --store",
+        ),
+    ],
+)
+def test_what_cannot_be_made_of_bundles_is_refused(capsys, options, why):
+    assert attention.main(options) == 2
+    assert capsys.readouterr().err.strip() == why
 
 
 def test_without_pytorch_it_says_what_to_install():

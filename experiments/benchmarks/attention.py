@@ -6,6 +6,12 @@ so that whatever else the machine does falls on all; each ratio is to the fastes
 
 Keys and queries are drawn at random, or clustered: alike for 256 positions at a time, so that
 neighbouring queries choose the same blocks, as those of a trained model do more often.
+
+With `--static v5e v6e` there is no device: the table is made of the TPU compiler's bundles
+(`attention_static`, which says what is not in it). Decoding has no kernel, so that its row has what
+XLA estimates. The stored tables and those of docs/sparse_attention.md are brought up to date by
+
+    python -m experiments.benchmarks.attention --store --lengths 8192 65536 --static all
 """
 
 import argparse
@@ -23,6 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import attention_static
+from experiments.benchmarks.attention_counts import CLUSTER
+from experiments.benchmarks.attention_table import MEASURED
+from experiments.benchmarks.splash import splash_attention
 from experiments.benchmarks.train_step import ratio_interval
 from lineage_jax.kernels import (
     PAPER,
@@ -38,8 +48,6 @@ from scaling.flops import keys_read
 
 Attention = Callable[..., jax.Array]
 
-CLUSTER = 256
-"""Positions that are alike in clustered keys and queries."""
 TABLE_TOKENS = 8192
 """Of a row, at most, where scores are a table."""
 BOTH = 7 / 2
@@ -92,33 +100,8 @@ def dot_product(
 
 
 def splash(query: jax.Array, keys: Branches, values: Branches) -> jax.Array:
-    """jax's own kernel for TPU, with the tiles that its bundles are fewest with."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernels,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_mask as masks,
-    )
-
-    length, heads, groups = query.shape[1], query.shape[2], keys.selected.shape[2]
-    size = min(1024, length)
-    sizes = kernels.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_kv_compute=min(512, size),
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_kv_dkv_compute=size,
-        block_q_dq=size,
-        block_kv_dq=size,
-    )
-    mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * (heads // groups))
-    attend = kernels.make_splash_mqa_single_device(mask, block_sizes=sizes)
-    grouped = query[0].reshape(length, groups, -1, query.shape[-1]).transpose(1, 2, 0, 3)
-    scaled = grouped / np.sqrt(query.shape[-1]).astype(grouped.dtype)
-    of_keys, of_values = (x.selected[0].swapaxes(0, 1) for x in (keys, values))
-    out = jax.vmap(attend)(scaled, of_keys, of_values)  # G R T E
-    return out.transpose(2, 0, 1, 3).reshape(1, length, heads, -1)
+    """jax's own kernel for TPU."""
+    return splash_attention(query, keys.selected, values.selected)
 
 
 def sparse_contenders(args: argparse.Namespace, length: int, queries: int) -> Mapping[str, Any]:
@@ -244,7 +227,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    static = parser.add_argument_group("without a device")
+    static.add_argument("--static", nargs="+", metavar="CHIP", help="bundles; of all chips: all")
+    static.add_argument("--branches", nargs="+", default=MEASURED, choices=MEASURED)
+    static.add_argument("--quick", action="store_true", help="kernels alone, no whole programs")
+    static.add_argument("--store", action="store_true", help="in the repository's tables")
     args = parser.parse_args(arguments)
+    if args.static:
+        try:
+            attention_static.main(args)
+        except (ImportError, ValueError, RuntimeError) as error:
+            print(error, file=sys.stderr)
+            return 1 if isinstance(error, RuntimeError) else 2
+        return 0
     for kind in args.kinds:
         if kind not in ("forward", "both", "decode"):
             print(f"wanted kinds of forward, both and decode, got {kind!r}", file=sys.stderr)

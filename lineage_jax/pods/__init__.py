@@ -2,6 +2,8 @@
 
 topologies   "v5p:8x8x8" as devices and a mesh
 aot          the real step, compiled by the real compiler, in a process of its own
+bundles      the schedule of a Pallas kernel, in instructions
+regions      its loops and branches
 hlo          the text that the compiler leaves
 network      what a collective sends, and how long the torus takes
 cost         a walk through the schedule
