@@ -17,7 +17,7 @@ from lineage_jax.kernels.native_sparse.decode import empty_nsa_cache, nsa_decode
 from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
 from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
 from lineage_jax.pods.aot import in_a_process
-from lineage_jax.pods.bundles import calls, listings, on_chip
+from lineage_jax.pods.bundles import calls, on_chip
 from lineage_jax.pods.topologies import Topology
 
 USUAL = NSAConfig(
@@ -215,12 +215,6 @@ def temporaries(function, given, topology, donate):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-with_tpu_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="the TPU compiler is not installed: pip install 'lineage-jax[tpu]' (no TPU needed)",
-)
-
-
 def test_kernels_state_what_they_compute():
     """Of a thousand positions, whose queries read half of the compressed keys."""
     heads = shape(1, 1024, 64, 192), shape(1, 1024, 4, 192), shape(1, 1024, 4, 128)
@@ -247,7 +241,10 @@ def test_kernels_state_what_they_compute():
 
 
 @pytest.mark.slow
-@with_tpu_compiler
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is not installed: pip install 'lineage-jax[tpu]' (no TPU needed)",
+)
 def test_a_token_is_written_and_its_blocks_are_read_where_they_are():
     cache = jax.eval_shape(lambda: empty_nsa_cache(2, 8192, 4, 128, 128, "bfloat16", CONFIG))
     branches = Branches(*[shape(2, 1, 4, 128)] * 3)
@@ -257,33 +254,3 @@ def test_a_token_is_written_and_its_blocks_are_read_where_they_are():
     work = functools.partial(temporaries, decode, given, topology, (4,))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     assert in_a_process(topology.chip.flags, work) < held / 10
-
-
-@pytest.mark.slow
-@with_tpu_compiler
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
-@pytest.mark.parametrize("part", ["compressed", "selected", "gradients"])
-def test_the_real_compiler_takes_the_kernels_at_the_shape_of_the_paper(chip, part):
-    length = 1024 if part == "gradients" else 8192
-    query, out = shape(1, length, 64, 192), shape(1, length, 64, 128)
-    reads = Intervals(*(shape(1, length, dtype="int32"),) * 2)
-    count = CONFIG.num_compressed(length) if part == "compressed" else length
-    heads = query, shape(1, count, 4, 192), shape(1, count, 4, 128)
-    blocks = shape(1, length, 4, 16, dtype="int32")
-    function, given, names = {
-        "compressed": (
-            functools.partial(compressed, length=length),
-            (*heads, reads),
-            ["compressed_forward"],
-        ),
-        "selected": (selected, (*heads, blocks, reads), ["selected_forward"]),
-        "gradients": (
-            selected_gradients,
-            (*heads, blocks, out, shape(1, 64, length, dtype="float32"), out, reads),
-            ["selected_backward_queries", "selected_backward_keys"],
-        ),
-    }[part]
-    found = listings(function, given, Topology.parse(f"{chip}:1x1"), names)
-    spills = {name: kernel.spills for name, kernel in found.items()}
-    for name in ("selected_forward", "selected_backward_queries"):
-        assert not spills.get(name)  # the others' are in experiments/LOG.md

@@ -40,6 +40,7 @@ from lineage_jax.kernels.native_sparse.selected_tpu import (
     told_specs,
     ungrouped,
 )
+from lineage_jax.kernels.native_sparse.selectors import selectors
 from lineage_jax.typing import Array, Float, Int
 
 ROWS = 256
@@ -161,13 +162,13 @@ def of_stored(
     """The gradients of keys and of values."""
     scale, log2_e = 1 / math.sqrt(s.width), math.log2(math.e)
     slabs = in_slabs(s, query, out_grad, log_sum, inner, reach, keys.shape[1])
-    starts, pairs, factor = turned(s, blocks)
+    bounds, selected_by = turned(s, blocks)
     rows, columns = slabs.shape[3:]
     begin_of_query = -(-s.value_width // LANES) * LANES
     width, facts = columns - begin_of_query, 32 // s.dtype.itemsize
     each = max(n for n in range(1, TILE + 1) if TILE % n == 0 and n * rows <= max(ROWS, rows))
 
-    def kernel(starts_ref, pairs_ref, slabs_ref, keys_ref, values_ref, *refs):
+    def kernel(bounds_ref, queries_ref, slabs_ref, keys_ref, values_ref, *refs):
         of_keys_ref, of_values_ref, list_ref, slab_ref, parity_ref, *semaphores = refs
         row, group, j = (pl.program_id(axis) for axis in range(3))
         of_keys_ref[...] = jnp.zeros_like(of_keys_ref)
@@ -175,7 +176,7 @@ def of_stored(
 
         def start_of(block):
             first = (row * s.groups + group) * (s.count + 1)
-            return starts_ref[first + jnp.minimum(block, s.count)]
+            return bounds_ref[first + jnp.minimum(block, s.count)]
 
         def lists_of(block):
             count = start_of(block + 1) - start_of(block)
@@ -187,20 +188,20 @@ def of_stored(
 
         def list_copy(block, i, side):
             begin = jax.lax.div(start_of(block) + i * TILE, TILE)
-            source = pairs_ref.at[row, group, pl.ds(begin, 2)]
+            source = queries_ref.at[row, group, pl.ds(begin, 2)]
             return pltpu.make_async_copy(source, list_ref.at[side], semaphores[0].at[side])
 
         def listed(block, i):
-            """Where a list begins in its tile, how many queries follow, and what to subtract."""
+            """Where a list begins in its tile, and how many queries follow."""
             begin = start_of(block) + i * TILE
-            return jax.lax.rem(begin, TILE), start_of(block + 1) - begin, block * factor
+            return jax.lax.rem(begin, TILE), start_of(block + 1) - begin
 
         def fetch(listed, side, n):
             """Begins to fetch the slab of the n-th query of a list."""
-            begin, count, least = listed
+            begin, count = listed
             place = begin + n
-            pair = list_ref[side, jax.lax.shift_right_logical(place, 7), 0, place & (TILE - 1)]
-            query = jnp.where(n < count, pair - least, s.length)
+            query = list_ref[side, jax.lax.shift_right_logical(place, 7), 0, place & (TILE - 1)]
+            query = jnp.where(n < count, query, s.length)
             source = slabs_ref.at[row, query, group]
             pltpu.make_async_copy(source, slab_ref.at[side, n], semaphores[1].at[side]).start()
 
@@ -292,36 +293,21 @@ def of_stored(
         cost_estimate=s.cost(2 * (s.width + s.value_width), passes=s.each),
         name="selected_backward_keys",
         interpret=interpret,
-    )(starts, pairs, slabs, with_facts(s, keys, facts, width), in_blocks(values, s.size))
+    )(bounds, selected_by, slabs, with_facts(s, keys, facts, width), in_blocks(values, s.size))
     of_keys = from_blocks(of_keys[..., : s.width] * scale, keys.shape[1])
     return of_keys.astype(keys.dtype), from_blocks(of_values, keys.shape[1]).astype(values.dtype)
 
 
 def turned(
     s: Sizes, blocks: Int[Array, "B T G N"]
-) -> tuple[Int[Array, "starts"], Int[Array, "B G tiles 1 tile"], int]:
-    """The queries that selected each block.
+) -> tuple[Int[Array, "bounds"], Int[Array, "B G tiles 1 tile"]]:
+    """Where the queries of each block of each row and head begin; and queries, sorted by block.
 
-    Returns:
-      For each block of each row and head, where its queries start, and where the last ones end.
-      Numbers sorted by block, two tiles of them besides.
-      What a block's number, times this, adds to those of its queries.
+    There are two tiles of queries more than there would have to be.
     """
-    batch, length, groups, _ = blocks.shape
-    chosen = jnp.where(blocks < 0, s.count, blocks).swapaxes(1, 2)  # B G T N
-    queries = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[:, None], chosen.shape)
-    flat = [x.reshape(batch * groups, -1) for x in (chosen, queries)]
-    packed = (s.count + 1) * length < 2**31  # one number is sorted faster than two
-    if packed:
-        pairs = jnp.sort(flat[0] * length + flat[1], stable=False)
-        found, bounds = pairs, jnp.arange(s.count + 1, dtype=jnp.int32) * length
-    else:
-        found, pairs = jax.lax.sort(tuple(flat), num_keys=1, is_stable=False)
-        bounds = jnp.arange(s.count + 1, dtype=jnp.int32)
-    starts = jax.vmap(lambda x: jnp.searchsorted(x, bounds, method="scan"))(found)
-    pairs = jnp.pad(pairs, ((0, 0), (0, 2 * TILE + -pairs.shape[-1] % TILE)))
-    pairs = pairs.reshape(batch, groups, -1, 1, TILE)
-    return starts.astype(jnp.int32).ravel(), pairs, length if packed else 0
+    bounds, queries = selectors(blocks, s.count)
+    queries = jnp.pad(queries, ((0, 0), (0, 0), (0, 2 * TILE + -queries.shape[-1] % TILE)))
+    return bounds.ravel(), queries.reshape(*queries.shape[:2], -1, 1, TILE)
 
 
 def in_slabs(
