@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from lineage_jax.kernels.intervals import Intervals, documents
+from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.typing import Array, Float, Int
 
 
@@ -91,11 +91,14 @@ def reach(
       segment_ids: which document each key belongs to, its positions side by side; one document if
         not given.
       offset: where the first query stands among the keys.
+
+    Raises:
+      ValueError: for queries whose document is not told.
     """
-    last = jnp.broadcast_to(offset + jnp.arange(query.shape[1])[None], query.shape[:2])
-    if segment_ids is None:
-        return Intervals(jnp.zeros_like(last), last)
-    return Intervals(jnp.take_along_axis(documents(segment_ids).first, last, axis=1), last)
+    num_keys = jnp.iinfo(jnp.int32).max if segment_ids is None else segment_ids.shape[1]
+    told: dict[str, Any] = dict(segment_ids=segment_ids, offset=offset)
+    first, last = intervals(query.shape[1], num_keys, **told)
+    return Intervals(*(jnp.broadcast_to(x, query.shape[:2]) for x in (first, last)))
 
 
 def compressed_reads(reach: Intervals, config: NSAConfig) -> Intervals:
