@@ -257,11 +257,12 @@ LINEAGE: tuple[Milestone, ...] = (
         module="lineage_jax.models.native_sparse",
         new="attention that reads blocks, squeezed or chosen, and what is near; trained so",
         proved=(
-            "outputs and gradients equal a loop over positions in float64",
+            "outputs and gradients equal a loop in float64; two branches fla's in torch",
             "with all blocks chosen, that branch equals full attention; so does a wide window",
             "sharded over 8 devices on two meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
+        claims=("sparse_for_full", "needle"),
         notebook="colab/07_sparse_attention.py",
     ),
     Milestone(
@@ -279,6 +280,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "sharded over 8 devices on two meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
+        claims=("blocks_and_back",),
     ),
 )
 
