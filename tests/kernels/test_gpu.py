@@ -37,6 +37,11 @@ from lineage_jax.kernels.tiles_gpu import Tiles
 from tests.kernels import test_flash, test_native_sparse_tpu
 from tests.kernels.test_native_sparse_tpu import ODD, Case, distance
 
+# The newest jax says so of every kernel by Triton (docs/sparse_attention.md).
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The Pallas Triton backend is deprecated:DeprecationWarning"
+)
+
 SMALL = {2: Tiles(16, 32, 4, 2), 4: Tiles(32, 16, 4, 2)}
 WIDE = NSAConfig(
     compressed_size=16, stride=8, block_size=40, num_blocks=2, num_first=0, num_local=1
