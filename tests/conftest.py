@@ -26,6 +26,21 @@ from tests.parity_table import (  # noqa: E402, F401
     pytest_sessionfinish,
 )
 
+LONGEST = (
+    "test_properties.py",
+    "test_notebooks.py",
+    "test_claims.py",
+    "test_sweep.py",
+    "test_faults.py",
+    "test_multi30k.py",
+)
+"""Files that take minutes: they begin first, so that no worker waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    first = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
 
 @pytest.fixture(scope="session")
 def process_environment(tmp_path_factory):
