@@ -15,8 +15,18 @@ import numpy as np
 
 from experiments.benchmarks.splash import TILE as TILE_OF_SPLASH
 from lineage_jax.kernels import PAPER
-from lineage_jax.kernels.blocks import FIRST, HIDDEN, LAST, READ, Blocks, Expected, cut, pairs_of
-from lineage_jax.kernels.flash import clipped, padded_reads
+from lineage_jax.kernels.blocks import (
+    FIRST,
+    HIDDEN,
+    LAST,
+    READ,
+    Blocks,
+    Expected,
+    cut,
+    padded_reads,
+    pairs_of,
+)
+from lineage_jax.kernels.flash import clipped
 from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.kernels.native_sparse import compressed_tpu
 from lineage_jax.kernels.native_sparse.chip_tpu import TILE

@@ -264,6 +264,12 @@ def pairs_of(
     return Pairs(codes.astype(jnp.int32).ravel(), total.max().astype(jnp.int32))
 
 
+def padded_reads(blocks: Blocks, reads: Intervals) -> Intervals:
+    """Of whole tiles of queries: padding reads what the last query does, and counts for nothing."""
+    ends = ((0, 0), (0, blocks.length - reads.first.shape[1]))
+    return Intervals(*(jnp.pad(x, ends, mode="edge") for x in reads))
+
+
 def visible(reads: Intervals, num_keys: int) -> Bool[Array, "#B T S"]:
     """The table of which query reads which key."""
     at = jnp.arange(num_keys)[None, None]

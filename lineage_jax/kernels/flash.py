@@ -22,9 +22,9 @@ from lineage_jax.kernels.blocks import (
     MASKED,
     PAIRS,
     UNKNOWN,
-    Blocks,
     Expected,
     cut,
+    padded_reads,
     pairs_of,
     stored,
     unstored,
@@ -283,12 +283,6 @@ def clipped(reads: Intervals, num_keys: int) -> Intervals:
     """Without keys that are not there."""
     first, last = (x.astype(jnp.int32) for x in reads)
     return Intervals(jnp.clip(first, 0, num_keys), jnp.clip(last, -1, num_keys - 1))
-
-
-def padded_reads(blocks: Blocks, reads: Intervals) -> Intervals:
-    """Of whole tiles of queries: padding reads what the last query does, and counts for nothing."""
-    ends = ((0, 0), (0, blocks.length - reads.first.shape[1]))
-    return Intervals(*(jnp.pad(x, ends, mode="edge") for x in reads))
 
 
 def padded(length: int, heads: Float[Array, "B T H K"]) -> Float[Array, "..."]:

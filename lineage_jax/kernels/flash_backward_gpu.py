@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from lineage_jax.kernels.blocks import MASKED, Blocks
-from lineage_jax.kernels.flash_gpu import padded_reads, specs, told_specs
+from lineage_jax.kernels.blocks import MASKED, Blocks, padded_reads
+from lineage_jax.kernels.flash_gpu import specs, told_specs
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.tiles_gpu import (
     Arithmetic,

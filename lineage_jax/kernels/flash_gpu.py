@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from lineage_jax.kernels.blocks import MASKED, Blocks
+from lineage_jax.kernels.blocks import MASKED, Blocks, padded_reads
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.tiles_gpu import (
     LEAST,
@@ -106,12 +106,6 @@ def flash_forward(
         filled(values, b.num_keys),
     )
     return out[:, : query.shape[1], :, : values.shape[-1]], log_sum[..., : query.shape[1]]
-
-
-def padded_reads(blocks: Blocks, reads: Intervals) -> Intervals:
-    """Of whole tiles of queries: padding reads what the last query does, and counts for nothing."""
-    ends = ((0, 0), (0, blocks.length - reads.first.shape[1]))
-    return Intervals(*(jnp.pad(x, ends, mode="edge") for x in reads))
 
 
 def tile_of(blocks: Blocks, number: Int[Array, ""]) -> Int[Array, ""]:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from lineage_jax.kernels.blocks import Blocks
+from lineage_jax.kernels.blocks import Blocks, padded_reads
 from lineage_jax.kernels.flash import clipped
-from lineage_jax.kernels.flash_gpu import flash_forward, padded_reads
+from lineage_jax.kernels.flash_gpu import flash_forward
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.blockwise import over_tiles
 from lineage_jax.kernels.native_sparse.config import NSAConfig, compressed_reads
