@@ -156,6 +156,7 @@ print("             out:", shown(row["targets"][:9]))
 # number comes next.
 
 # %%
+UPDATES = 400
 SIZES = dict(num_layers=2, embed_dim=64)
 READING = OptimizerConfig(warmup_steps=30, weight_decay=0.0)
 rows = dict(max_len=LENGTH)
@@ -186,7 +187,7 @@ reading = {
 read = {}
 for name, (module, init, loss_fn, batches) in reading.items():
     recipe = Recipe(module=module, init=init, loss_fn=loss_fn, optimizer=READING)
-    read[name] = train(recipe, batches, seed=0, peak=5e-3, updates=400)
+    read[name] = train(recipe, batches, seed=0, peak=5e-3, updates=UPDATES)
     batch = jax.tree.map(lambda x: x[0], batches(10_000, 1))
     loss, _ = loss_fn(module, train=False)(read[name], {}, batch, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(read[name]))
@@ -294,6 +295,7 @@ def accuracy(score, state, batches):
     return np.mean(hits)
 
 
+TUNING_UPDATES = 100
 COUNTS = (1, 2, 4, 8)
 found = {}
 for name, (module, init, loss_fn, make, score) in tuning.items():
@@ -307,7 +309,7 @@ for name, (module, init, loss_fn, make, score) in tuning.items():
                 stack(make(examples(count), batch_size=8)),
                 seed=0,
                 peak=1e-3,
-                updates=100,
+                updates=TUNING_UPDATES,
                 params=begin,
                 extra=counted if name == "ULMFiT" else None,
             )

@@ -73,9 +73,15 @@ def papers(*names: str) -> dict[str, tuple[str, ...]]:
 
 
 def settings(config: Any) -> dict[str, str]:
-    """The fields of a config by name, those of configs in it with a dot."""
+    """The fields of a config by name, those of configs in it with a dot.
+
+    Where attention is full, as it is where nothing is said of it, nothing is told of another.
+    """
     found: dict[str, str] = {}
+    full = getattr(config, "attention", None) == "full"
     for field in dataclasses.fields(config):
+        if full and field.name in ("attention", "sparse"):
+            continue
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             inner = settings(value).items()

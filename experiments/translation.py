@@ -204,7 +204,8 @@ def flops_per_token(module: nn.Module, arrays: Arrays) -> int:
 
     Six for each weight and token that meet (Kaplan et al. 2020, section 2.1). Weights of the
     encoder meet the tokens of the source, all others those of the target; of the tables of words
-    only the one that scores meets any. Attention's scores are left out.
+    only the one that scores meets any. Attention's scores are left out, and what squeezes blocks of
+    keys is counted as if it met every token.
     """
     (_, source_len), (_, target_len) = arrays["source"][0], arrays["tokens"][0]
     params = jax.eval_shape(lambda: init(module, jax.random.key(0)))

@@ -7,6 +7,7 @@ Every count is a Python int: 6 N D passes the largest int64 long before the larg
 import dataclasses
 
 from lineage_jax.kernels import Branches, NSAConfig
+from lineage_jax.models import gpt as gpt_model
 from lineage_jax.models.gpt import GPTConfig
 from lineage_jax.models.llama import LlamaConfig, head_dim
 from lineage_jax.models.moba import MobaConfig, selection
@@ -39,26 +40,29 @@ def gpt(config: GPTConfig, seq_len: int, *, causal: bool = True) -> ForwardFlops
     """The forward FLOPs per token of a GPT on rows of `seq_len` tokens.
 
     Kaplan et al. 2020, table 1, with the last layer counted, as Hoffmann et al. 2022, appendix F,
-    do. Norms, biases, softmax and look-ups are left out, as in both.
+    do. Norms, biases, softmax and look-ups are left out, as in both. Native sparse attention is
+    counted as `native_sparse` counts it.
 
     Args:
       config: the model.
       seq_len: tokens in a row.
       causal: count the half of the scores that the mask leaves, or all of them, as both papers do.
     """
-    c = config
-    inner = c.num_heads * (c.head_dim or c.embed_dim // c.num_heads)
+    c, width = config, gpt_model.head_dim(config)
+    inner = c.num_heads * width
     mlp_dim = c.mlp_dim or 4 * c.embed_dim
-    weights = c.num_layers * (4 * c.embed_dim * inner + 2 * c.embed_dim * mlp_dim)
+    feed_forward = c.num_layers * 2 * c.embed_dim * mlp_dim
+    head = 2 * c.embed_dim * c.vocab_size
+    if c.attention == "native_sparse":
+        heads = c.num_heads, c.num_heads, width, width, width
+        products, attention = _sparse(c.sparse, seq_len, c.num_layers, c.embed_dim, *heads)
+        return ForwardFlops(blocks=products + 2 * feed_forward, attention=attention, head=head)
+    weights = c.num_layers * 4 * c.embed_dim * inner + feed_forward
     reads = 0
     for layer in range(c.num_layers):
         banded = c.local_window is not None and layer % 2 == 1
         reads += _keys_read(seq_len, c.local_window if banded else None, causal)
-    return ForwardFlops(
-        blocks=2 * weights,
-        attention=round(4 * inner * reads / seq_len),
-        head=2 * c.embed_dim * c.vocab_size,
-    )
+    return ForwardFlops(blocks=2 * weights, attention=round(4 * inner * reads / seq_len), head=head)
 
 
 def llama(config: LlamaConfig, seq_len: int, *, causal: bool = True) -> ForwardFlops:
@@ -84,21 +88,36 @@ def native_sparse(config: NativeSparseConfig, seq_len: int) -> ForwardFlops:
     The blocks have three matrices of keys and three of values, those of the gates, and what
     squeezes every stride of positions; attention is what the three branches read (`keys_read`).
     """
-    c, sparse = config, config.sparse
-    keys, values = c.num_kv_heads * head_dim(c), c.num_kv_heads * value_dim(c)
-    hidden = c.compression_dim or head_dim(c)
-    heads = c.num_heads * (head_dim(c) + value_dim(c) + 3) + 3 * (keys + values)
-    weights = c.embed_dim * (heads + 3 * c.mlp_dim)
-    squeezed = (sparse.compressed_size + 1) * hidden * (keys + values)  # of a block, of all heads
-    squeezes = sparse.num_compressed(seq_len) * squeezed
-    reads = sum(keys_read(sparse, seq_len))
+    c, widths = config, (head_dim(config), value_dim(config))
+    heads = c.num_heads, c.num_kv_heads, *widths, c.compression_dim or head_dim(c)
+    products, attention = _sparse(c.sparse, seq_len, c.num_layers, c.embed_dim, *heads)
     return ForwardFlops(
-        blocks=2 * c.num_layers * weights + round(2 * c.num_layers * squeezes / seq_len),
-        attention=round(
-            2 * c.num_layers * c.num_heads * (head_dim(c) + value_dim(c)) * reads / seq_len
-        ),
+        blocks=products + 2 * c.num_layers * 3 * c.embed_dim * c.mlp_dim,
+        attention=attention,
         head=2 * c.embed_dim * c.vocab_size,
     )
+
+
+def _sparse(
+    sparse: NSAConfig,
+    seq_len: int,
+    num_layers: int,
+    embed_dim: int,
+    num_heads: int,
+    num_kv_heads: int,
+    key_width: int,
+    value_width: int,
+    hidden_dim: int,
+) -> tuple[int, int]:
+    """Of the attention of all layers: products with weights, and what the branches read."""
+    keys, values = num_kv_heads * key_width, num_kv_heads * value_width
+    weights = embed_dim * (num_heads * (key_width + value_width + 3) + 3 * (keys + values))
+    squeezed = (sparse.compressed_size + 1) * hidden_dim * (keys + values)  # a block of all heads
+    squeezes = sparse.num_compressed(seq_len) * squeezed
+    reads = sum(keys_read(sparse, seq_len))
+    products = 2 * num_layers * weights + round(2 * num_layers * squeezes / seq_len)
+    heads = num_heads * (key_width + value_width)
+    return products, round(2 * num_layers * heads * reads / seq_len)
 
 
 def moba(config: MobaConfig, seq_len: int) -> ForwardFlops:

@@ -21,7 +21,6 @@ import pytest  # noqa: E402
 
 from tests.parity_table import (  # noqa: E402, F401
     kept_errors,
-    pytest_addoption,
     pytest_runtest_logreport,
     pytest_sessionfinish,
 )
@@ -35,6 +34,13 @@ LONGEST = (
     "test_multi30k.py",
 )
 """Files that take minutes: they begin first, so that no worker waits for another at the end."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--parity-table", help="where to write the table of parity")
+    parser.addoption(
+        "--whole-notebooks", action="store_true", help="train as long as notebooks say"
+    )
 
 
 def pytest_collection_modifyitems(items):

@@ -39,10 +39,6 @@ def record(of: Literal["outputs", "gradients"], error: float) -> None:
     _errors[of].append(float(error))
 
 
-def pytest_addoption(parser):
-    parser.addoption("--parity-table", help="where to write the table of parity")
-
-
 @pytest.fixture(autouse=True)
 def kept_errors(request):
     """Keeps the largest errors of a test that takes part in the table."""

@@ -1,4 +1,8 @@
-"""Every notebook runs from top to bottom."""
+"""Every notebook runs from top to bottom: compiled fast, not well, and trained for a few updates.
+
+`python -m pytest tests/test_notebooks.py --whole-notebooks` runs them as a reader does, and says
+how long each took (`-rP`): they promise three minutes on a CPU.
+"""
 
 import pathlib
 import re
@@ -11,33 +15,44 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.py"))
 PUBLISHED = ROOT.parent / "shared" / "data" / "scaling" / "chinchilla_svg.csv"
-MINUTES = 3  # on a CPU, as each notebook promises; CI machines are shared, so it is not asserted
+UPDATES = re.compile(r"(?m)^(\w*UPDATES) = \d+$")
+
+
+@pytest.fixture
+def environment(process_environment, monkeypatch, request):
+    """Of the notebook's process."""
+    if request.config.getoption("--whole-notebooks"):
+        process_environment = {}
+        monkeypatch.delenv("XLA_FLAGS")
+    for name, value in {**process_environment, "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, recwarn):
-    execute(path.name, path.read_text(), tmp_path, monkeypatch)
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, environment, recwarn, request):
+    source = path.read_text()
+    if not request.config.getoption("--whole-notebooks"):
+        source = UPDATES.sub(r"\1 = 10", source)
+    execute(path.name, source, tmp_path)
 
 
 @pytest.mark.slow
-def test_without_its_data_the_replication_runs_on_synthetic_points(tmp_path, monkeypatch, recwarn):
+def test_without_its_data_the_replication_runs_on_synthetic_points(tmp_path, environment, recwarn):
     if not PUBLISHED.exists():
         pytest.skip("no data: the other test runs on synthetic points")
     source = (ROOT / "colab" / "chinchilla_replication.py").read_text()
     source, replaced = re.subn(r"(?m)^CSV = .*$", 'CSV = "nowhere.csv"', source)
     assert replaced == 1
-    outputs = execute("chinchilla_replication.py", source, tmp_path, monkeypatch)
+    outputs = execute("chinchilla_replication.py", source, tmp_path)
     assert any("SYNTHETIC" in output.get("text", "") for output in outputs)
 
 
-def execute(name, source, folder, monkeypatch):
+def execute(name, source, folder):
     """Runs a notebook in a folder; its outputs, among them a figure and no error."""
     import jupytext
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("XLA_FLAGS")
     notebook = jupytext.reads(source, fmt="py:percent")
     began = time.monotonic()
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
@@ -46,6 +61,11 @@ def execute(name, source, folder, monkeypatch):
     assert not [output for output in outputs if output.output_type == "error"]
     assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
     return outputs
+
+
+def test_no_notebook_trains_for_a_number_of_updates_that_is_not_named():
+    for path in NOTEBOOKS:
+        assert not re.findall(r"updates=\d", path.read_text()), path.name
 
 
 def test_the_notebooks_are_scripts_too():

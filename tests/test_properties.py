@@ -605,12 +605,12 @@ def whole(recorded_step, params, batch):
     return jax.jit(recorded_step)(TrainState.create(params, RECORDING), batch, RATE)
 
 
-# All axes of a mesh; those of experts and of stages with others than here are among the slow ones.
 MESHES = (
     MeshConfig(data=2, fsdp=2, tensor=2),
     MeshConfig(data=2, context=2, tensor=2),
     MeshConfig(data=1, stage=2, fsdp=2, context=2),
 )
+# With the rest of the axes, and others beside stages: for a decoder and for a translator.
 MORE_MESHES = (MeshConfig(data=2, expert=2, context=2), MeshConfig(data=2, stage=2, tensor=2))
 
 
@@ -619,14 +619,27 @@ def shown(config: MeshConfig) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes if size > 1)
 
 
+@pytest.fixture(scope="session")
+def check_sharded(subject, boxed, params, batch, recorded_step, whole):
+    """Holds the step on a mesh to that on one device."""
+    return functools.partial(sharded, subject, boxed, params, batch, recorded_step, whole)
+
+
 @pytest.mark.parametrize(
-    "config",
-    [*MESHES, *(pytest.param(config, marks=pytest.mark.slow) for config in MORE_MESHES)],
-    ids=shown,
+    "config", [MESHES[0], *(pytest.param(x, marks=pytest.mark.slow) for x in MESHES[1:])], ids=shown
 )
-def test_sharded_over_eight_devices_is_one_device(
-    subject, boxed, params, batch, recorded_step, whole, config
-):
+def test_sharded_over_eight_devices_is_one_device(check_sharded, config):
+    check_sharded(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", ["gpt", "transformer"], indirect=True, scope="session")
+@pytest.mark.parametrize("config", MORE_MESHES, ids=shown)
+def test_sharded_over_more_meshes_is_one_device(check_sharded, config):
+    check_sharded(config)
+
+
+def sharded(subject, boxed, params, batch, recorded_step, whole, config):
     if config.stage > 1 and subject.by_hand is None:
         pytest.skip("a pipeline is made of a scan over layers")
     mesh = sharding.make_mesh(config)

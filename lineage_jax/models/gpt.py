@@ -10,7 +10,8 @@ What is new: one stack, pre-trained on text alone, and one linear layer on its l
              a task; GPT-2 moves the norms before each sublayer, adds one after the last, and
              shrinks the residual projections by 1 / sqrt(2 L) at the start; GPT-3 alternates dense
              with locally banded attention.
-Departures:  documents packed in one row do not attend to each other (segment ids).
+Departures:  documents packed in one row do not attend to each other (segment ids). Layers may have
+             Native Sparse Attention (Yuan et al. 2025, native_sparse.py) in the place of theirs.
 """
 
 import dataclasses
@@ -22,16 +23,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lineage_jax.kernels import NSAConfig
 from lineage_jax.nn import (
     MLP,
     Attention,
+    AttentionName,
+    DecoderCache,
     Embed,
     KVCache,
     LayerNorm,
     Linear,
     Mask,
+    NativeSparseAttention,
     Remat,
+    check_attention,
     decoder_mask,
+    nsa_caches,
     stack,
 )
 from lineage_jax.typing import Array, Bool, Float, Int, Precision
@@ -56,10 +63,15 @@ class GPTConfig:
     """Norms before each sublayer and after the last (GPT-2), or after each sublayer (GPT-1)."""
     local_window: int | None = None
     """If given, every second layer reads only this many last tokens (GPT-3, section 2.1)."""
+    attention: AttentionName = "full"
+    """What every layer reads its past by. With native_sparse each head chooses for itself, as none
+    share keys; groups that do make it fast: those of LLaMA, the milestone native_sparse."""
+    sparse: NSAConfig = dataclasses.field(default_factory=NSAConfig)
+    """What native_sparse reads, in positions; full attention has no use for it."""
     tied_embeddings: bool = True
     """Whether the table of tokens also scores them (GPT-1, section 3.1), or there is a second."""
     dropout_rate: float = 0.0
-    """On embeddings, attention weights and sublayers; GPT-1, section 4.1, has 0.1."""
+    """On embeddings, sublayers and full attention's weights; GPT-1, section 4.1, has 0.1."""
     init_std: float = 0.02
     """Standard deviation of the initial weights (GPT-1, section 4.1)."""
     norm_epsilon: float = 1e-5
@@ -83,6 +95,12 @@ class GPTConfig:
             )
         if self.local_window is not None and self.local_window < 1:
             raise ValueError(f"local_window must be at least 1, got {self.local_window}")
+        check_attention(self.attention)
+        if self.attention == "native_sparse" and self.local_window is not None:
+            raise ValueError(
+                "wanted local_window=None with native_sparse, whose own is sparse.window, got "
+                f"local_window={self.local_window}"
+            )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
 
@@ -218,37 +236,61 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         shared: tuple[Int[Array, "#B T"], Mask],
-        per_layer: tuple[Int[Array, ""], KVCache | None],
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        per_layer: tuple[Int[Array, ""], DecoderCache | None],
+    ) -> tuple[Float[Array, "B T D"], DecoderCache | None]:
         c = self.config
-        (positions, mask), (window, cache) = shared, per_layer
-        mask = dataclasses.replace(mask, window=window)
-        types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
-        head_dim = c.head_dim or c.embed_dim // c.num_heads
-        out_std = c.init_std / math.sqrt(2 * c.num_layers) if c.norm_first else c.init_std
-        norm = functools.partial(LayerNorm, c.norm_epsilon, **types)
+        norm = functools.partial(LayerNorm, c.norm_epsilon, **self.types)
         drop = nn.Dropout(c.dropout_rate, deterministic=not self.train)
-        attention = Attention(
-            num_heads=c.num_heads,
-            num_kv_heads=c.num_heads,
-            head_dim=head_dim,
-            stddev=c.init_std,
-            out_stddev=out_std,
-            dropout_rate=c.dropout_rate,
-            name="attention",
-            **types,
-        )
-        mlp = MLP(c.mlp_dim or 4 * c.embed_dim, nn.gelu, c.init_std, out_std, name="mlp", **types)
+        widths = c.mlp_dim or 4 * c.embed_dim, nn.gelu, c.init_std, self.out_std
+        mlp = MLP(*widths, name="mlp", **self.types)
         attention_norm, mlp_norm = norm(name="attention_norm"), norm(name="mlp_norm")
         if c.norm_first:  # GPT-2, section 2.3
-            attended, cache = attention(attention_norm(x), mask, positions, cache, self.train)
+            attended, cache = self.attend(attention_norm(x), *shared, *per_layer)
             x = x + drop(attended)
             x = x + drop(mlp(mlp_norm(x)))
         else:
-            attended, cache = attention(x, mask, positions, cache, self.train)
+            attended, cache = self.attend(x, *shared, *per_layer)
             x = attention_norm(x + drop(attended))
             x = mlp_norm(x + drop(mlp(x)))
         return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), cache
+
+    @nn.nowrap
+    def attend(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"],
+        mask: Mask,
+        window: Int[Array, ""],
+        cache: Any,
+    ) -> tuple[Float[Array, "B T D"], DecoderCache | None]:
+        """What the layer attends to, and the cache with x in it."""
+        c = self.config
+        fields: dict[str, Any] = dict(
+            num_heads=c.num_heads,
+            num_kv_heads=c.num_heads,
+            head_dim=head_dim(c),
+            stddev=c.init_std,
+            out_stddev=self.out_std,
+            use_bias=True,
+            name="attention",
+            **self.types,
+        )
+        if c.attention == "native_sparse":
+            fields |= dict(value_dim=head_dim(c), hidden_dim=head_dim(c), sparse=c.sparse)
+            return NativeSparseAttention(**fields)(x, mask, positions, cache)
+        full = Attention(**fields, dropout_rate=c.dropout_rate)
+        return full(x, dataclasses.replace(mask, window=window), positions, cache, self.train)
+
+    @property
+    def out_std(self) -> float:
+        """Standard deviation of the initial weights back to the residual stream."""
+        c = self.config
+        return c.init_std / math.sqrt(2 * c.num_layers) if c.norm_first else c.init_std
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """Of activations and parameters."""
+        return dict(dtype=self.config.dtype, param_dtype=self.config.param_dtype)
 
 
 class GPT(nn.Module):
@@ -261,10 +303,10 @@ class GPT(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         train: bool = False,
         mask: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
+    ) -> tuple[Float[Array, "B T V"], DecoderCache | None]:
         """Maps token ids in [0, V) to float32 logits; position t scores token t + 1.
 
         Args:
@@ -275,7 +317,8 @@ class GPT(nn.Module):
           cache: keys and values of earlier positions (`empty_cache`); the tokens are written to
             it at `positions`, which must then be given.
           train: whether dropout acts; it then needs an rng named "dropout".
-          mask: False for padding, which nothing reads; right-padded rows need none.
+          mask: False for padding, which nothing reads; right-padded rows need none. With
+            native_sparse it stands at the ends of documents, and a cache must be told of it.
 
         Returns:
           The logits, and the cache with these tokens in it (None if none was given). Asked for
@@ -290,10 +333,10 @@ class GPT(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         train: bool = False,
         mask: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Embed, KVCache | None]:
+    ) -> tuple[Float[Array, "B T D"], Embed, DecoderCache | None]:
         """What the logits are made of, and by which table; takes what a call takes."""
         c = self.config
         types: dict[str, Any] = dict(dtype=c.dtype, param_dtype=c.param_dtype)
@@ -305,6 +348,8 @@ class GPT(nn.Module):
         x = nn.Dropout(c.dropout_rate, deterministic=not train)(x)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
 
+        if c.attention == "native_sparse":
+            reads = dataclasses.replace(reads, readable=mask)  # for what a cache compresses later
         blocks = stack(Block, c.num_layers, remat=c.remat, unroll=c.unroll)
         per_layer = (windows(c), cache)
         x, cache = blocks(c, train, name="blocks")(x, (positions, reads), per_layer)
@@ -430,10 +475,17 @@ def windows(config: GPTConfig) -> Int[Array, "L"]:
     return jnp.where(layers % 2 == 0, config.max_len, config.local_window)
 
 
-def empty_cache(config: GPTConfig, batch_size: int, length: int) -> KVCache:
+def head_dim(config: GPTConfig) -> int:
+    """Width of one head."""
+    return config.head_dim or config.embed_dim // config.num_heads
+
+
+def empty_cache(config: GPTConfig, batch_size: int, length: int) -> DecoderCache:
     """Room for `length` positions of `batch_size` sequences in every layer."""
-    head_dim = config.head_dim or config.embed_dim // config.num_heads
-    shape = (config.num_layers, batch_size, length, config.num_heads, head_dim)
+    c = config
+    shape = (c.num_layers, batch_size, length, c.num_heads, head_dim(c))
+    if c.attention == "native_sparse":
+        return nsa_caches(*shape, head_dim(c), c.dtype, c.sparse)
     return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 

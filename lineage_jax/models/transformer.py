@@ -8,7 +8,8 @@ What is new: no recurrence: several heads of attention in place of one, within e
              cosines; one table for both languages and for the scores.
 Departures:  sines and cosines stand in two halves (`lineage_jax.nn.sinusoids`). The paper does not
              print how weights start: normal, by Glorot and Bengio 2010. Options of Marian's
-             translators (Junczys-Dowmunt et al. 2018): SiLU, a bias of the scores.
+             translators (Junczys-Dowmunt et al. 2018): SiLU, a bias of the scores. The target may
+             read itself by Native Sparse Attention (Yuan et al. 2025, native_sparse.py).
 """
 
 import dataclasses
@@ -20,17 +21,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lineage_jax.kernels import NSAConfig
 from lineage_jax.nn import (
     MLP,
     Attention,
+    AttentionName,
     CrossAttention,
+    DecoderCache,
     Embed,
     KVCache,
     LayerNorm,
     Mask,
+    NativeSparseAttention,
     Remat,
+    check_attention,
     decoder_mask,
     exact_gelu,
+    nsa_caches,
     sinusoids,
     stack,
 )
@@ -74,6 +81,10 @@ class TransformerConfig:
     """Whether rows of the tables are multiplied by sqrt(embed_dim) (section 3.4)."""
     activation: Literal["relu", "silu", "gelu"] = "relu"
     """Of the feed-forward layers (section 3.3)."""
+    attention: AttentionName = "full"
+    """What the target reads itself by. The source, which is not causal, is read in full by both."""
+    sparse: NSAConfig = dataclasses.field(default_factory=NSAConfig)
+    """What native_sparse reads, in positions; full attention has no use for it."""
     score_bias: bool = False
     """Whether each token has a bias of its score, as in Marian's translators."""
     dropout_rate: float = 0.1
@@ -106,6 +117,7 @@ class TransformerConfig:
                 "shared_embeddings need one vocabulary, got "
                 f"source_vocab_size={self.source_vocab_size} and vocab_size={self.vocab_size}"
             )
+        check_attention(self.attention)
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
 
@@ -146,12 +158,12 @@ class Cache(NamedTuple):
     """What the decoder keeps between two tokens.
 
     Attributes:
-      past: keys and values of the target so far, of each layer.
+      past: keys and values of the target so far, of each layer (`DecoderCache`).
       memory: keys and values of the source, of each layer.
       source_mask: False for the source's padding.
     """
 
-    past: KVCache
+    past: Any
     memory: KVCache
     source_mask: Bool[Array, "B S"]
 
@@ -163,7 +175,7 @@ class Sublayers(nn.Module):
     train: bool = False
 
     @nn.nowrap
-    def attention(self, kind: type[Attention], sizes: StackConfig, name: str) -> Any:
+    def attention(self, kind: type[nn.Module], sizes: StackConfig, name: str, **others: Any) -> Any:
         c = self.config
         return kind(
             num_heads=sizes.num_heads,
@@ -171,9 +183,11 @@ class Sublayers(nn.Module):
             head_dim=c.embed_dim // sizes.num_heads,
             stddev=glorot(c.embed_dim, c.embed_dim),
             out_stddev=glorot(c.embed_dim, c.embed_dim),
+            use_bias=True,
             name=name,
             dtype=c.dtype,
             param_dtype=c.param_dtype,
+            **others,
         )
 
     @nn.nowrap
@@ -218,12 +232,12 @@ class DecoderBlock(Sublayers):
         self,
         x: Float[Array, "B T D"],
         shared: tuple[Int[Array, "#B T"], Mask, Float[Array, "B S D"] | None, Mask],
-        per_layer: tuple[KVCache, KVCache] | None,
-    ) -> tuple[Float[Array, "B T D"], tuple[KVCache, KVCache] | None]:
+        per_layer: tuple[DecoderCache, KVCache] | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[DecoderCache, KVCache] | None]:
         positions, mask, source, source_mask = shared
         past, memory = per_layer or (None, None)
         sizes = self.config.decoder
-        attended, past = self.attention(Attention, sizes, "attention")(x, mask, positions, past)
+        attended, past = self.within_target(sizes)(x, mask, positions, past)
         x = self.add(x, attended, "attention_norm")
         cross = self.attention(CrossAttention, sizes, "cross_attention")
         attended, memory = cross(x, source, source_mask, memory)
@@ -231,6 +245,15 @@ class DecoderBlock(Sublayers):
         x = self.feed_forward(x, sizes)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
         return x, None if per_layer is None else (past, memory)
+
+    @nn.nowrap
+    def within_target(self, sizes: StackConfig) -> Any:
+        """What the target reads itself by."""
+        if self.config.attention == "full":
+            return self.attention(Attention, sizes, "attention")
+        width = self.config.embed_dim // sizes.num_heads
+        others = dict(value_dim=width, hidden_dim=width, sparse=self.config.sparse)
+        return self.attention(NativeSparseAttention, sizes, "attention", **others)
 
 
 class Encoder(nn.Module):
@@ -336,16 +359,18 @@ class Transformer(nn.Module):
         rows, size = source.shape
         if source_mask is None:
             source_mask = jnp.ones(source.shape, bool)
-        heads = c.decoder.num_heads, c.embed_dim // c.decoder.num_heads
+        width = c.embed_dim // c.decoder.num_heads
 
-        def room(length: int) -> KVCache:
-            empty = jnp.zeros((c.decoder.num_layers, rows, length, *heads), c.dtype)
-            return KVCache(empty, empty)
+        def room(length: int, attention: AttentionName = "full") -> Any:
+            shape = (c.decoder.num_layers, rows, length, c.decoder.num_heads, width)
+            if attention == "native_sparse":
+                return nsa_caches(*shape, width, c.dtype, c.sparse)
+            return KVCache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
 
         # Any token at the first place, which the first real one is written over: the keys and
         # values of the source are all that is wanted of it.
         first = jnp.zeros((rows, 1), jnp.int32)
-        cache = Cache(room(length), room(size), source_mask)
+        cache = Cache(room(length, c.attention), room(size), source_mask)
         return self.decode_from(first, first, cache, encoded)[1]
 
     def decode(
@@ -361,10 +386,10 @@ class Transformer(nn.Module):
           tokens: of the target, at `positions`.
           positions: in [0, length) of `start`.
           cache: of `start`, and of the calls since.
-          mask: as recurrences take it; padding on the right is never read, and what comes later is
-            written over it.
+          mask: as recurrences take it, and native_sparse; padding on the right is never read, and
+            what comes later is written over it.
         """
-        return self.decode_from(tokens, positions, cache, None)
+        return self.decode_from(tokens, positions, cache, None, mask)
 
     def decode_from(
         self,
@@ -372,10 +397,13 @@ class Transformer(nn.Module):
         positions: Int[Array, "B T"],
         cache: Cache,
         encoded: Float[Array, "B S D"] | None,
+        mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], Cache]:
         """As `decode`; with what the encoder made of the source, its keys and values are made."""
         length = tokens.shape[1]
         _, reads = decoder_mask(length, self.config.max_len, positions, None, cache.past)
+        if self.config.attention == "native_sparse":
+            reads = dataclasses.replace(reads, readable=mask)  # for what a cache compresses later
         sources = to_source(tokens, cache.source_mask, cache.source_mask)
         shared = positions, reads, encoded, sources
         x = self.placed(self.embed, tokens, positions, train=False)

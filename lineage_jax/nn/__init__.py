@@ -11,6 +11,13 @@ from lineage_jax.nn.embed import Embed
 from lineage_jax.nn.linear import Linear, project
 from lineage_jax.nn.masks import Mask, causal_mask, segment_mask
 from lineage_jax.nn.mlp import MLP, GatedMLP, exact_gelu
+from lineage_jax.nn.native_sparse import (
+    AttentionName,
+    DecoderCache,
+    NativeSparseAttention,
+    check_attention,
+    nsa_caches,
+)
 from lineage_jax.nn.norms import LayerNorm, RMSNorm
 from lineage_jax.nn.positions import sinusoids
 from lineage_jax.nn.recurrent import (
@@ -31,7 +38,9 @@ __all__ = [
     "LSTM",
     "MLP",
     "Attention",
+    "AttentionName",
     "CrossAttention",
+    "DecoderCache",
     "Embed",
     "GatedMLP",
     "KVCache",
@@ -40,16 +49,19 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "Mask",
+    "NativeSparseAttention",
     "RMSNorm",
     "Remat",
     "RopeScaling",
     "UniformEmbed",
     "causal_mask",
+    "check_attention",
     "decoder_mask",
     "dot_product_attention",
     "exact_gelu",
     "gru_cell",
     "lstm_cell",
+    "nsa_caches",
     "over_time",
     "project",
     "rotate",

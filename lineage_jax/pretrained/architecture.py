@@ -80,6 +80,18 @@ def check(theirs: Settings, **wanted: Any) -> None:
             raise ValueError(f"wanted {name} {choices}, got {theirs[name]!r}")
 
 
+def check_reads(config: Any) -> None:
+    """Refuses a decoder of ours that does not read all of its past, as theirs do.
+
+    Raises:
+      ValueError: naming what it has.
+    """
+    if config.attention != "full":
+        raise ValueError(
+            f"their class has full attention and no other, got attention={config.attention!r}"
+        )
+
+
 def tied(table: str) -> Callable[[Any], Mapping[str, str]]:
     """What an architecture says of a head that is that table where our config ties them."""
     return lambda config: {"lm_head.weight": table} if config.tied_embeddings else {}

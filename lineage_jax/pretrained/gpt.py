@@ -9,7 +9,14 @@ from flax import linen as nn
 
 from lineage_jax.models.gpt import GPT, Classifier, ClassifierConfig, GPTConfig
 from lineage_jax.pretrained import decoder
-from lineage_jax.pretrained.architecture import Architecture, Settings, check, tied, without_head
+from lineage_jax.pretrained.architecture import (
+    Architecture,
+    Settings,
+    check,
+    check_reads,
+    tied,
+    without_head,
+)
 from lineage_jax.pretrained.tensors import Table, Tensor
 from lineage_jax.typing import Params
 
@@ -84,6 +91,7 @@ def settings(config: GPTConfig) -> dict[str, Any]:
       ValueError: for what their classes have no setting for.
     """
     c = config
+    check_reads(c)
     if c.local_window is not None:
         raise ValueError(f"GPT-2 has no local layers, got local_window={c.local_window}")
     check_heads(c)
@@ -125,6 +133,7 @@ def gpt2_settings(config: GPTConfig) -> dict[str, Any]:
 def gpt_neo_settings(config: GPTConfig) -> dict[str, Any]:
     """GPT-Neo's."""
     c = config
+    check_reads(c)
     check_heads(c)
     kinds = [
         "global" if c.local_window is None or i % 2 == 0 else "local" for i in range(c.num_layers)
@@ -284,7 +293,7 @@ def classifier(architecture: Architecture, name: str) -> Architecture:
     """
 
     def config(theirs: Settings) -> ClassifierConfig:
-        ours = dataclasses.asdict(architecture.config({**theirs, "tie_word_embeddings": True}))
+        ours = vars(architecture.config({**theirs, "tie_word_embeddings": True}))
         num_labels = theirs.get("num_labels") or len(theirs.get("id2label") or "01")
         return ClassifierConfig(**ours, num_labels=num_labels)
 

@@ -13,6 +13,7 @@ from lineage_jax.pretrained.architecture import (
     Architecture,
     Settings,
     check,
+    check_reads,
     without_head,
 )
 from lineage_jax.pretrained.tensors import Table, Tensor
@@ -60,9 +61,10 @@ def settings(config: TransformerConfig) -> dict[str, Any]:
     """Marian's.
 
     Raises:
-      ValueError: for another epsilon than theirs, which has no setting.
+      ValueError: for another epsilon than theirs, which has no setting, or another attention.
     """
     c = config
+    check_reads(c)
     if c.norm_epsilon != 1e-5:
         raise ValueError(
             f"Marian's norms have an epsilon of 1e-5, got {c.norm_epsilon}; what is trained with "

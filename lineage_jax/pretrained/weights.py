@@ -76,6 +76,7 @@ class Pretrained:
           ValueError: if their class has no place for a setting or a parameter of ours.
         """
         architecture = self.architecture
+        settings = architecture.settings(self.config)
         tensors = to_theirs(architecture.table(self.config), self.params)
         if architecture.tied_bias is not None and not self.config.tied_embeddings:
             used, other = architecture.tied_bias
@@ -83,7 +84,7 @@ class Pretrained:
         types = {str(tensor.dtype) for tensor in tensors.values()}
         config = {
             **self.theirs,
-            **architecture.settings(self.config),
+            **settings,
             "architectures": [architecture.name],
             "model_type": architecture.model_type,
             "dtype": types.pop() if len(types) == 1 else "float32",
