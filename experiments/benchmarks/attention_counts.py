@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.benchmarks.splash import TILE as TILE_OF_SPLASH
 from lineage_jax.kernels import PAPER
+from lineage_jax.kernels.bands import MEET, WIDE, WRITE, band_of, meeting, walk
 from lineage_jax.kernels.blocks import (
     FIRST,
     HIDDEN,
@@ -103,9 +104,8 @@ def counts(branch: str, shape: Shape) -> Mapping[str, list[Counts]]:
         reads = intervals(shape.length, shape.length)
         return flash(shape, reads, causal, shape.length)
     if branch == "window":
-        window = PAPER.window
-        reads = Intervals(jnp.maximum(at - window + 1, 0), at)
-        return flash(shape, reads, dataclasses.replace(causal, window=window), shape.length)
+        reads = Intervals(jnp.maximum(at - PAPER.window + 1, 0), at)
+        return window(shape, reads, dataclasses.replace(causal, window=PAPER.window))
     if branch == "compressed":
         reads = clipped(compressed_reads(reach, PAPER), shape.compressed)
         of_flash = flash(shape, reads, causal, shape.compressed)
@@ -168,6 +168,27 @@ def flash(
         "inner_products": [(b.batch * b.heads * b.num_rows,)],
         "flash_attention_backward": backward,
     }
+
+
+def window(shape: Shape, reads: Intervals, expected: Expected) -> dict[str, list[Counts]]:
+    """Of a window: a tile of queries meets all its keys at once, as many as usual or some more."""
+    keys, values = shape.stored()
+    arrays = shape.query.shape, keys.shape, values.shape[-1], expected
+    found = flash(shape, reads, expected, shape.length)
+    if b := band_of(*arrays, lists=1):
+        wide = np.asarray(meeting(b, b.padded(reads)).wide)
+        kinds = [(~wide).sum(), wide.sum()] if b.wide > b.columns else []
+        heads = b.batch * b.heads // b.together
+        found["window_forward"] = [tuple(heads * int(n) for n in (wide.size, *kinds))]
+    if b := band_of(*arrays, lists=1, backward=True):
+        steps = walk(b, b.padded(reads))
+        code = np.asarray(steps.codes)
+        meets, wide = code & MEET > 0, code & WIDE > 0
+        kinds = [(meets & ~wide).sum(), wide.sum()] if b.wide > b.columns else [meets.sum()]
+        heads = b.batch * b.heads // b.together
+        often = steps.steps, 1, *kinds, (code & WRITE > 0).sum()
+        found["window_backward"] = [tuple(heads * int(n) for n in often)]
+    return found
 
 
 def compressed(shape: Shape, reach: Intervals) -> Counts:

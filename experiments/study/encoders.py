@@ -37,6 +37,8 @@ class PythonText:
 
     num_tokens: int = 1_000_000
     num_heldout: int = 50_000
+    document_tokens: int | None = None
+    """Of each document at most; all if not given."""
     tuning_updates: int = 200
     """Of each fine-tuning, on the same text."""
     vocab_size: int = 384
@@ -50,7 +52,7 @@ class PythonText:
         """That of a claim: a little of it in the quick form."""
         few: dict[str, Any] = {}
         if study.quick:
-            few = dict(num_tokens=5_000, num_heldout=1_000, tuning_updates=2)
+            few = dict(num_tokens=5_000, num_heldout=1_000, document_tokens=500, tuning_updates=2)
         return cls(**few | changes)
 
     @property
@@ -66,7 +68,7 @@ class PythonText:
         """To train on, and held out: documents in an order of the seed, as many as asked for."""
         text, found = self._loaded(), []
         for side, most in ((text.train, self.num_tokens), (text.heldout, self.num_heldout)):
-            documents = side.stream.documents
+            documents = [x[: self.document_tokens] for x in side.stream.documents]
             order = np.random.default_rng(seed).permutation(len(documents))
             sizes = np.cumsum([len(documents[i]) for i in order])
             chosen = order[: max(4, int(np.searchsorted(sizes, most)))]

@@ -32,6 +32,8 @@ from lineage_jax.kernels.blocks import (
 from lineage_jax.kernels.flash_backward_tpu import backward, inner_products, limits
 from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.kernels.platform import platform
+from lineage_jax.kernels.window_backward_tpu import window_backward
+from lineage_jax.kernels.window_tpu import band_here, window_forward
 from lineage_jax.typing import Array, Float, Int
 
 Implementation = Literal[
@@ -216,6 +218,9 @@ def flash_forward(
       expected: of `interval_attention`.
       interpret: computes on any device, slowly, as a TPU would.
     """
+    heads = query, keys, values
+    if band := band_here(*heads, reads, expected, interpret=interpret):
+        return window_forward(band, *heads, reads, interpret=interpret)
     blocks = cut(query.shape, keys.shape, values.shape[-1], expected)
     listed = reads.first.shape[0] * blocks.num_columns  # pairs for each tile of queries, at most
     if (most := max(1, PAIRS // listed)) < blocks.num_rows:
@@ -259,6 +264,10 @@ def flash_backward(
       out, log_sum: its results.
       out_grad, sum_grad: their gradients; the sums have none if not given.
     """
+    heads = query, keys, values
+    if band := band_here(*heads, reads, expected, backward=True, interpret=interpret):
+        options: dict[str, Any] = dict(sum_grad=sum_grad, interpret=interpret)
+        return window_backward(band, *heads, reads, out, log_sum, out_grad, **options)
     most = limits(interpret=interpret)
     blocks = cut(query.shape, keys.shape, values.shape[-1], expected, **most)
     length, num_keys = query.shape[1], keys.shape[1]

@@ -15,7 +15,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.blocks import FIRST, LAST, Blocks, pairs_of
 from lineage_jax.kernels.flash_tpu import (
-    VMEM_BYTES,
     Parts,
     block_of_head,
     compiler_params,
@@ -23,6 +22,7 @@ from lineage_jax.kernels.flash_tpu import (
     metadata,
     moved,
     product,
+    roomy,
     step_of,
     stored_shape,
     told,
@@ -44,8 +44,7 @@ and more."""
 
 def limits(*, interpret: bool) -> dict[str, int]:
     """Of tiles and chunks (`cut`), on the chip that is compiled for."""
-    large = interpret or pltpu.get_tpu_info().vmem_capacity_bytes >= VMEM_BYTES
-    return {} if large else SMALL
+    return {} if roomy(interpret=interpret) else SMALL
 
 
 def inner_products(

@@ -308,9 +308,20 @@ def metadata(blocks: Blocks) -> dict[str, str]:
     return {"masked": f"{blocks.masked:.6f}"}
 
 
-def compiler_params(parallel: int, arbitrary: int = 1) -> Any:
-    """For a grid whose first axes are independent, and whose last are in order."""
+def roomy(*, interpret: bool) -> bool:
+    """Whether the chip that is compiled for has so much memory; a TPU v4 has a quarter of it."""
+    return interpret or pltpu.get_tpu_info().vmem_capacity_bytes >= VMEM_BYTES
+
+
+def compiler_params(parallel: int, arbitrary: int = 1, *, checked: bool = True) -> Any:
+    """For a grid whose first axes are independent, and whose last are in order.
+
+    Args:
+      parallel, arbitrary: how many axes of either kind.
+      checked: whether a TPU stops at a copy from beyond an array, which takes instructions.
+    """
     return pltpu.CompilerParams(
         dimension_semantics=(pltpu.PARALLEL,) * parallel + (pltpu.ARBITRARY,) * arbitrary,
         vmem_limit_bytes=VMEM_BYTES,
+        disable_bounds_checks=not checked,
     )

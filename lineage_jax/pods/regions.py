@@ -9,9 +9,12 @@ import re
 
 BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s*(?:[A-Z]{2})?\s*:\s*>*\s*{")
 """A line on which a bundle begins; what follows it, up to the next one, is told of it too."""
-JUMP = re.compile(r"sbr\.rel (?:\(!?%\w+\) )?target = \$region(\d+)")
+JUMP = re.compile(r"sbr\.rel (?:\(!?(%\w+)\) )?target = \$region(\d+)")
 PLACE = re.compile(r"Start(?:/End empty)? region (\d+)")
-ROUNDS = re.compile(r"totalorder %\w+, (\d+) /\* loop exit test")
+ROUNDS = re.compile(
+    r"(%\w+) = scmp[\w.]*totalorder (?:\(!?%\w+\), )?%\w+, (\d+) /\* loop exit test"
+)
+"""What a jump back depends on: it may be found out in a loop inside, on its last round."""
 
 DELAY = 5
 """From a jump to the first bundle that is passed over, or to the first one after a loop: what a v5e
@@ -71,15 +74,12 @@ def regions(text: str) -> Region:
     places = dict[str, int]()
     for at, told in enumerate(bundles):
         places |= {number: at for number in PLACE.findall(told) if number not in places}
-    jumps = [(at, places[to]) for at, told in enumerate(bundles) for to in JUMP.findall(told)]
-    rounds = [(at, int(count)) for at, told in enumerate(bundles) for count in ROUNDS.findall(told)]
+    found = [(at, *jump) for at, told in enumerate(bundles) for jump in JUMP.findall(told)]
+    jumps = [(at, places[to]) for at, _, to in found]
+    rounds = {test: int(count) for told in bundles for test, count in ROUNDS.findall(told)}
 
     loops = sorted((to, at + DELAY) for at, to in jumps if to <= at)
-    counts = dict[tuple[int, int], int]()
-    for at, count in rounds:  # of the innermost loop that has none yet
-        around = [one for one in loops if one[0] <= at < one[1] and one not in counts]
-        if around:
-            counts[min(around, key=lambda one: one[1] - one[0])] = count
+    counts = {(places[to], at + DELAY): rounds[test] for at, test, to in found if test in rounds}
 
     branches = list[tuple[int, int]]()
     for at, to in sorted(jump for jump in jumps if jump[1] > jump[0]):

@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from lineage_jax.kernels.intervals import Intervals
-from lineage_jax.kernels.native_sparse import compressed_tpu, reference, selected_tpu
+from lineage_jax.kernels.native_sparse import (
+    compressed_tpu,
+    reference,
+    selected_backward_tpu,
+    selected_tpu,
+)
 from lineage_jax.kernels.native_sparse.compressed_tpu import compressed_forward
 from lineage_jax.kernels.native_sparse.config import Branches, NSAConfig, reach
 from lineage_jax.kernels.native_sparse.decode import empty_nsa_cache, nsa_decode
+from lineage_jax.kernels.native_sparse.packed_tpu import packed
 from lineage_jax.kernels.native_sparse.selected_backward_tpu import selected_backward
 from lineage_jax.kernels.native_sparse.selected_tpu import selected_forward
 from lineage_jax.pods.aot import in_a_process
@@ -24,6 +30,9 @@ USUAL = NSAConfig(
     compressed_size=8, stride=4, block_size=16, num_blocks=3, num_first=1, num_local=1
 )
 ODD = NSAConfig(compressed_size=5, stride=5, block_size=5, num_blocks=5, num_first=2, num_local=3)
+BROAD = NSAConfig(
+    compressed_size=8, stride=8, block_size=32, num_blocks=3, num_first=1, num_local=1
+)
 LONG = NSAConfig(compressed_size=4, stride=2, block_size=4, num_blocks=7, num_first=0, num_local=0)
 
 
@@ -88,6 +97,15 @@ SELECTED = {
     "documents, heads of their own": (Case(positions=150, heads=2, segmented=True), True),
     "later queries of three heads": (Case(positions=70, queries=33, heads=6, config=ODD), True),
     "sixteen heads in bfloat16": (Case(heads=16, groups=1, width=24, dtype="bfloat16"), True),
+    "a few columns after a row of lanes": (
+        Case(positions=90, heads=2, groups=1, width=136, config=BROAD),
+        True,
+    ),
+    "a key in the gaps of three": (
+        Case(positions=90, heads=2, groups=1, width=88, value_width=72, config=BROAD),
+        True,
+    ),
+    "packed keys are fetched": (Case(positions=45, heads=3, groups=1), False),
     "many blocks in parts": (Case(config=LONG, heads=1, groups=1), True),
     "parts are fetched": (Case(config=LONG, heads=1, groups=1), False),
 }
@@ -99,6 +117,10 @@ def test_the_selected_branch_and_its_gradients_are_those_of_the_reference(
 ):
     if not resident:
         monkeypatch.setattr(selected_tpu, "SPARE_BYTES", 2**40)
+    if case.batch == 1:  # as many queries at once as on a TPU take long to compile
+        for module in (selected_tpu, selected_backward_tpu):
+            monkeypatch.setattr(module, "SCORED", 2)
+            monkeypatch.setattr(module, "ATTENDED", 2)
     if case.config is LONG:
         monkeypatch.setattr(selected_tpu, "TOGETHER", 8)
         monkeypatch.setattr(selected_tpu, "matrix_width", lambda: 128)
@@ -129,6 +151,27 @@ def test_the_selected_branch_and_its_gradients_are_those_of_the_reference(
     for grad, like, of in zip(grads, arrays, expected_grads, strict=False):
         assert grad.dtype == like.dtype
         assert distance(grad, of) < tolerances[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "across", "parts", "rows"),
+    [(192, 256, 4, 96), (192, 128, 2, 96), (64, 128, 2, 32), (320, 256, 2, 160), (24, 256, 2, 32)],
+)
+def test_packed_keys_meet_queries_and_add_up_as_they_are(width, across, parts, rows):
+    keys, other = packed((width, 128), (across, 128), 64, "bfloat16")
+    assert (keys.parts, keys.rows, other.parts, other.rows) == (parts, rows, 1, 64)
+    rng = np.random.default_rng(0)
+    heads = jnp.asarray(rng.normal(size=(3, width)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(3, 128)), jnp.float32)
+    given = jnp.asarray(rng.normal(size=(1, 130, 1, width)), jnp.float32)
+    blocks = list(keys.stored(given)[0, 0])
+    assert len(blocks) == 4  # one of zeros
+    slot, key = keys.order(2)
+    expected = np.asarray(given)[0, np.asarray([64, 0])[slot] + key, 0]
+    met = keys.scores(keys.laid(heads), [blocks[1], blocks[0]])
+    assert distance(met, heads @ expected.T) < 1e-6
+    added = keys.whole(keys.sums(weights, [blocks[1], blocks[0]]))
+    assert distance(added, weights @ expected) < 1e-6
 
 
 COMPRESSED = {

@@ -55,17 +55,14 @@ def test_chunks_of_keys_whose_gradients_do_not_fit_together_meet_the_same_tiles(
     assert [sum(part) for part in zip(*(call[3:5] for call in backward), strict=True)] == met
 
 
-def test_a_window_meets_the_tiles_beside_the_diagonal():
-    at, key = positions(8192, 8192)
-    seen = (key <= at) & (key > at - PAPER.window)
-    ((_, first, whole, masked, _),) = counts("window", SHAPE)["flash_attention_forward"]
-    rows = 8192 // (first // SHAPE.heads)
-    found = {
-        columns: tiles(seen, rows, columns)[:2]
-        for columns in (128, 256, 512, 768, 1024)
-        if 8192 % columns == 0
-    }
-    assert (whole // SHAPE.heads, masked // SHAPE.heads) in found.values()
+def test_a_tile_of_queries_meets_its_window_in_one_step():
+    found, tiles = counts("window", SHAPE), 8192 // 128
+    # What the last tile reads of keys is written after it, but for the first row of lanes.
+    last = -(-(PAPER.window + 127) // 128)
+    assert found["window_forward"] == [tuple(SHAPE.groups * n for n in (tiles, tiles, 0))]
+    ((steps, start, met, wide, written),) = found["window_backward"]
+    assert (start, met, wide) == (SHAPE.groups, SHAPE.groups * tiles, 0)
+    assert (steps, written) == (SHAPE.groups * (tiles + last), SHAPE.groups * tiles)
 
 
 def test_the_compressed_branch_meets_the_chunks_that_any_query_reads():

@@ -67,6 +67,19 @@ def test_loops_and_branches_are_read_with_what_is_in_them():
     assert regions.regions(text(STEPS)) == Region(3, (step,))
 
 
+def test_how_often_a_loop_is_taken_may_stand_in_the_loop_inside():
+    rows = [
+        "%v1 = vadd %v0 /* Start region 1 */",
+        "%v2 = vadd %v1 /* Start region 2 */",
+        "%p1 = scmp.ge.s32.totalorder %s1, 2 /* loop exit test */",
+        "%p2 = scmp.ge.s32.totalorder (%p1), %s2, 8 /* loop exit test */",
+        *("%1 = sbr.rel (!%p1) target = $region2", *DELAY),
+        *("%2 = sbr.rel (!%p2) target = $region1", *DELAY),
+    ]
+    inner = Region(8, loop=True, rounds=2)
+    assert regions.regions(text(rows)) == Region(0, (Region(6, (inner,), loop=True, rounds=8),))
+
+
 def test_what_only_one_side_of_a_condition_has_is_a_branch_of_its_own():
     rows = [
         *("%1 = sbr.rel (%p1) target = $region1", *DELAY),

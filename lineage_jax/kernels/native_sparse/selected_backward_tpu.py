@@ -5,6 +5,7 @@ lists of blocks are turned round: block by block, the queries that selected it a
 memory, each with all that is to be known of it in one slab of rows.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -22,19 +23,24 @@ from lineage_jax.kernels.native_sparse.chip_tpu import (
     TILE,
     by_group,
     compiler_params,
+    matrix_width,
     spans,
 )
 from lineage_jax.kernels.native_sparse.config import NSAConfig
 from lineage_jax.kernels.native_sparse.selected_tpu import (
+    ATTENDED,
+    SCORED,
+    STRIP,
     Sizes,
     buffers,
+    divided,
     fetched,
     heads_spec,
-    hidden_keys,
+    hidden_buffer,
     hide,
-    padded,
+    mixed,
+    several,
     sizes,
-    stored,
     stored_specs,
     told,
     told_specs,
@@ -79,47 +85,59 @@ def of_queries(
 ) -> Float[Array, "B T H K"]:
     """The gradient of queries, [B, T, H, K]."""
     scale, log2_e = 1 / math.sqrt(s.width), math.log2(math.e)
+    s = dataclasses.replace(s, across=(matrix_width(), matrix_width()))  # both meet a query's heads
 
-    def kernel(blocks_ref, told_ref, query_ref, grad_ref, log_ref, inner_ref, *refs):
-        keys_ref, values_ref, of_query_ref, total_ref, hidden_ref, *buffers = refs
-        arrive, read = fetched(s, blocks_ref, keys_ref, values_ref, *buffers)
-        hide(s, told_ref, hidden_ref)
-        at = jax.lax.broadcasted_iota(jnp.int32, (s.share, TILE), 1)
+    def kernel(blocks_ref, told_ref, order_ref, query_ref, grad_ref, log_ref, inner_ref, *refs):
+        keys_ref, values_ref, of_query_ref, *refs = refs
+        hidden_ref, scores_ref, of_weights_ref, of_scores_ref, *buffers = refs
+        keys_come, keys_of = fetched(s, blocks_ref, keys_ref, *buffers[:2])
+        values_come, values_of = fetched(s, blocks_ref, values_ref, *buffers[2:4])
+        again_come, again_of = fetched(s, blocks_ref, keys_ref, *buffers[4:])
+        at_query = jax.lax.broadcasted_iota(jnp.int32, (s.share, TILE), 1)
 
-        def column(ref, t):
-            return jnp.where(at == t, ref[...], 0).sum(1, keepdims=True)  # R 1
+        def meet(first, n):
+            """Scores, and gradients of weights, of a part of a query's blocks."""
+            i, part = divided(n, s.parts)
+            t, step = first + i, first * s.parts + n
+            keys_come(step)
+            values_come(step)
+            heads, grad = s.keys.laid(query_ref[t]), s.values.laid(grad_ref[t])
+            for at, chunk in s.chunks:
+                scores_ref[part, i, :, chunk] = s.keys.scores(heads, keys_of(step, at))
+                of_weights_ref[part, i, :, chunk] = s.values.scores(grad, values_of(step, at))
 
-        def of_scores(step):
-            """The gradients of the scores of a step, chunk by chunk."""
-            t, part = jax.lax.div(step, s.parts), jax.lax.rem(step, s.parts)
-            heads, grad = padded(query_ref[t]), padded(grad_ref[t])
-            log, inner = column(log_ref, t) * log2_e, column(inner_ref, t)
-            grads = []
-            for n, hidden in enumerate(hidden_keys(s, hidden_ref, t, part)):
-                keys, values = read(step, n * s.chunk)
-                scores = product(heads, keys, (1, 1)) * (scale * log2_e)
-                weights = jnp.exp2(scores - log + hidden)
-                of_weights = product(grad, values, (1, 1)) - inner
-                grads.append((weights * of_weights).astype(s.dtype))
-            return tuple(grads)
+        def of_query(first, i):
+            """What the gradients of its scores add up to."""
+            t = first + i
+            log, inner = (
+                jnp.where(at_query == t, ref[...], 0).sum(1, keepdims=True)  # R 1
+                for ref in (log_ref, inner_ref)
+            )
 
-        def add(step, grads):
-            """What a step adds to the gradient of its query."""
-            t, part = jax.lax.div(step, s.parts), jax.lax.rem(step, s.parts)
-            total = sum(product(x, read(step, n * s.chunk)[0], (1, 0)) for n, x in enumerate(grads))
-            if s.parts > 1:
-                total += jnp.where(part == 0, 0, total_ref[...])
-                total_ref[...] = total
-            of_query_ref[t] = (total[:, : s.width] * scale).astype(of_query_ref.dtype)
+            def part(n, old):
+                step = t * s.parts + n
+                again_come(step)
+                for piece in s.pieces:
+                    scores = scores_ref[n, i, :, piece] * (scale * log2_e)
+                    weights = jnp.exp2(scores - log * log2_e + hidden_ref[n, i, :, piece])
+                    of_weights = of_weights_ref[n, i, :, piece] - inner
+                    of_scores_ref[i, :, piece] = (weights * of_weights).astype(s.dtype)
+                sums = [
+                    s.keys.sums(of_scores_ref[i, :, chunk], again_of(step, at))
+                    for at, chunk in s.chunks
+                ]
+                found = tuple(map(sum, zip(*sums, strict=True)))
+                return tuple(map(jnp.add, old, found)) if old else found
 
-        def one(step, grads):  # while products of one step are waited for, the one before ends
-            add(step - 1, grads)
-            arrive(step)
-            return of_scores(step)
+            total = s.keys.whole(several(s.parts, part)) * scale
+            of_query_ref[t] = total.astype(of_query_ref.dtype)
 
-        steps = TILE * s.parts
-        arrive(0)
-        add(steps - 1, jax.lax.fori_loop(1, steps, one, of_scores(0)))
+        def strip(first):
+            hide(s, first, told_ref, order_ref, hidden_ref)
+            mixed(STRIP * s.parts, SCORED, lambda n: meet(first, n))
+            mixed(STRIP, ATTENDED, lambda i: of_query(first, i))
+
+        mixed(TILE // STRIP, 1, lambda i: strip(i * STRIP))
 
     def sums(x):
         x = jnp.pad(x, ((0, 0), (0, 0), (0, s.length - x.shape[2])))
@@ -139,7 +157,12 @@ def of_queries(
         ],
         out_specs=heads_spec(s, s.width),
         out_shape=jax.ShapeDtypeStruct((s.batch, s.length, s.groups, s.share, s.width), s.dtype),
-        scratch_shapes=[pltpu.VMEM((s.share, s.stored_widths[0]), jnp.float32), *buffers(s)],
+        scratch_shapes=[
+            hidden_buffer(s),
+            *[pltpu.VMEM((s.parts, STRIP, s.share, s.together * s.size), jnp.float32)] * 2,
+            pltpu.VMEM((STRIP, s.share, s.together * s.size), s.dtype),
+            *buffers(s, s.keys, s.values, s.keys),
+        ],
         compiler_params=compiler_params(2, 1),
         cost_estimate=s.cost(2 * s.width + s.value_width, passes=2),
         name="selected_backward_queries",
@@ -150,8 +173,8 @@ def of_queries(
         by_group(out_grad, s.groups),
         sums(jnp.where(log_sum > LEAST, log_sum, 0)),
         sums(inner),
-        stored(keys, s),
-        stored(values, s),
+        s.keys.stored(keys),
+        s.values.stored(values),
     )
     return ungrouped(of_query, query.shape[1])
 

@@ -3,23 +3,25 @@
 A block of keys is a small matrix, and the heads of one group are its few rows of queries. All
 blocks of one key-value head stay on the chip while its queries come by, if they fit; if not, those
 of a query are fetched while the one before is computed.
+
+Of a few queries all scores come first, by way of memory, and then what is attended: matrix units
+are loaded fastest where nothing else is to be done.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.blocks import LANES, MASKED
 from lineage_jax.kernels.flash_tpu import product
 from lineage_jax.kernels.intervals import Intervals
-from lineage_jax.kernels.native_sparse.blockwise import in_blocks
 from lineage_jax.kernels.native_sparse.chip_tpu import (
     LEAST,
     TILE,
@@ -32,17 +34,21 @@ from lineage_jax.kernels.native_sparse.chip_tpu import (
     whole_tiles,
 )
 from lineage_jax.kernels.native_sparse.config import NSAConfig
+from lineage_jax.kernels.native_sparse.packed_tpu import Packed, packed
 from lineage_jax.typing import Array, Float, Int
 
-UNROLL = {128: 2, 256: 4}
-"""Queries whose instructions the compiler mixes, by the width of matrix units: while products of
-one are waited for, another computes. With twice as many, registers do not suffice."""
+SCORED = ATTENDED = 8
+"""Queries whose instructions the compiler mixes, as it computes scores and what is attended: while
+products of one are waited for, another computes. With twice as many, registers do not suffice."""
+PIECE = {128: 1024, 256: 256}
+"""Keys of a query whose scores are turned into weights at once, by the width of matrix units: with
+those of the other width, registers do not suffice."""
 TOGETHER = 2048
 """Keys of a query at most whose scores are there at once; more come in turn."""
 STRIP = 16
-"""Queries of which it is found out at once what is hidden from them."""
+"""Queries whose scores are there at once."""
 SPARE_BYTES = 10 * 2**20
-"""Of memory on the chip, for all but the keys and values that stay there."""
+"""Of memory on the chip, for all but scores and the keys and values that stay there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,7 @@ class Sizes:
       count, size: of blocks of keys, [B, G, J, P, K].
       each: blocks that a query selects.
       dtype: of all.
+      across: columns that a product with keys, and one with values, takes at once.
     """
 
     batch: int
@@ -67,17 +74,54 @@ class Sizes:
     size: int
     each: int
     dtype: Any
+    across: tuple[int, int]
+
+    @property
+    def keys(self) -> Packed:
+        """How keys are stored."""
+        return self.stored[0]
+
+    @property
+    def values(self) -> Packed:
+        """How values are stored."""
+        return self.stored[1]
+
+    @property
+    def stored(self) -> list[Packed]:
+        """Keys and values."""
+        return packed((self.width, self.value_width), self.across, self.size, self.dtype)
 
     @property
     def chunk(self) -> int:
-        """Blocks that meet a query in one product."""
-        return min(self.each, max(1, matrix_width() // self.size))
+        """Blocks that meet a query in one product: as many as fill matrix units.
+
+        Where keys are packed, each of the parts that have rows does.
+        """
+        most = min(self.each, max(1, matrix_width() * self.keys.cuts // self.size))
+        return -(-self.each // -(-self.each // most))
 
     @property
     def together(self) -> int:
         """Blocks whose scores are there at once, in whole chunks."""
         most = max(1, min(TOGETHER // self.size, self.each))
         return -(-most // self.chunk) * self.chunk
+
+    @property
+    def chunks(self) -> list[tuple[int, slice]]:
+        """The first block and the keys of each chunk of those."""
+        width = self.chunk * self.size
+        return [
+            (n * self.chunk, slice(n * width, (n + 1) * width))
+            for n in range(self.together // self.chunk)
+        ]
+
+    @property
+    def pieces(self) -> list[slice]:
+        """Those keys in equal pieces, for what is done with scores."""
+        keys, width = self.together * self.size, PIECE[matrix_width()]
+        if keys % width:
+            width = self.chunk * self.size
+        return [slice(begin, begin + width) for begin in range(0, keys, width)]
 
     @property
     def parts(self) -> int:
@@ -90,16 +134,11 @@ class Sizes:
         return self.parts * self.together
 
     @property
-    def stored_widths(self) -> list[int]:
-        """Of keys and of values as they are stored."""
-        return [-(-width // LANES) * LANES for width in (self.width, self.value_width)]
-
-    @property
     def resident(self) -> bool:
-        """Whether all keys and values of one head fit on the chip."""
-        rows = (self.count + 1) * self.size
-        stored = sum(padded_bytes(rows, width, self.dtype) for width in self.stored_widths)
-        return stored <= on_chip() - SPARE_BYTES
+        """Whether all keys and values of one head fit on the chip, beside two tables of scores."""
+        stored = (self.count + 1) * sum(stored.rows for stored in self.stored)
+        scores = 2 * STRIP * padded_bytes(self.share, self.slots * self.size, jnp.float32)
+        return padded_bytes(stored, LANES, self.dtype) + scores <= on_chip() - SPARE_BYTES
 
     def cost(self, products: int, passes: int) -> pl.CostEstimate:
         """What a kernel takes that meets the blocks of every query.
@@ -134,38 +173,29 @@ def sizes(query: Array, keys: Array, values: Array, blocks: Array, config: NSACo
         size=config.block_size,
         each=blocks.shape[-1],
         dtype=query.dtype,
+        across=(matrix_width(), LANES),
     )
 
 
 def told(
     blocks: Int[Array, "B T G N"], reach: Intervals, length: int, sizes: Sizes
-) -> tuple[Int[Array, "B G tiles 1 slots"], Int[Array, "B G S told"]]:
-    """The blocks of each query as scalars; and with its reach, as a row.
+) -> tuple[Int[Array, "B G tiles 1 slots"], Int[Array, "B G S told"], Int[Array, "2 keys"]]:
+    """The blocks of each query as scalars; with its reach, as a row; and the order of keys.
 
-    A block that is none is the one after the last, whose keys are zeros and nobody's.
+    A block that is none is the one after the last, whose keys are zeros and nobody's. The order is
+    that of the keys of a part of a query's blocks: which of these each is of, and where in it.
     """
-    none = ((0, 0), (0, 0), (0, 0), (0, sizes.slots - sizes.each))
+    s = sizes
+    none = ((0, 0), (0, 0), (0, 0), (0, s.slots - s.each))
     blocks = jnp.pad(whole_tiles(blocks, -1), none, constant_values=-1).swapaxes(1, 2)
-    blocks = jnp.where(blocks < 0, sizes.count, blocks)  # B G S slots
+    blocks = jnp.where(blocks < 0, s.count, blocks)  # B G S slots
     ends = [x[:, None, :, None] for x in spans(reach, length)]
     ends = [jnp.broadcast_to(x, (*blocks.shape[:3], 1)) for x in ends]
-    scalars = blocks.reshape(sizes.batch, sizes.groups, -1, 1, TILE * sizes.slots)
-    return scalars, jnp.concatenate([*ends, blocks], -1)
-
-
-def stored(heads: Float[Array, "B S G K"], sizes: Sizes) -> Float[Array, "B G blocks P lanes"]:
-    """Blocks of keys or values, and one of zeros; in whole rows of lanes, which need no mask."""
-    blocks = in_blocks(heads, sizes.size)
-    lanes = -heads.shape[-1] % LANES
-    return jnp.pad(blocks, ((0, 0), (0, 0), (0, 1), (0, 0), (0, lanes)))
-
-
-def padded(heads: Any) -> Any:
-    """The heads of a query in whole rows of lanes."""
-    lanes = -heads.shape[-1] % LANES
-    if not lanes:
-        return heads
-    return jnp.concatenate([heads, jnp.zeros((heads.shape[0], lanes), heads.dtype)], 1)
+    scalars = blocks.reshape(s.batch, s.groups, -1, 1, TILE * s.slots)
+    slot, key = s.keys.order(s.chunk)
+    slots = [slot + begin for begin in range(0, s.together, s.chunk)]
+    order = np.stack([np.concatenate(slots), np.tile(key, len(slots))]).astype(np.int32)
+    return scalars, jnp.concatenate([*ends, blocks], -1), jnp.asarray(order)
 
 
 def selected_forward(
@@ -185,55 +215,68 @@ def selected_forward(
     s = sizes(query, keys, values, blocks, config)
     scale = math.log2(math.e) / math.sqrt(s.width)  # for powers of two, which are what a TPU has
 
-    def meet(heads, hidden, chunks, old):
-        """What a query knows, its largest score, sum and attended values, of some more blocks."""
-        scores = [product(heads, keys, (1, 1)) * scale for keys, _ in chunks]  # R keys
-        scores = [x + hide for x, hide in zip(scores, hidden, strict=True)]
-        largest = functools.reduce(jnp.maximum, scores).max(1, keepdims=True)
-        largest = jnp.maximum(largest, old[0] if old else LEAST)
-        weights = [jnp.exp2(x - largest) for x in scores]
-        total = sum(weights).sum(1, keepdims=True)
-        attended = sum(
-            product(x.astype(s.dtype), values, (1, 0))
-            for x, (_, values) in zip(weights, chunks, strict=True)
-        )
-        if not old:
-            return largest, total, attended
-        keep = jnp.exp2(old[0] - largest)
-        return largest, old[1] * keep + total, old[2] * keep + attended
+    def kernel(blocks_ref, told_ref, order_ref, query_ref, keys_ref, values_ref, *refs):
+        out_ref, log_ref, hidden_ref, scores_ref, weights_ref, *buffers = refs
+        keys_come, keys_of = fetched(s, blocks_ref, keys_ref, *buffers[:2])
+        values_come, values_of = fetched(s, blocks_ref, values_ref, *buffers[2:])
 
-    def kernel(blocks_ref, told_ref, query_ref, keys_ref, values_ref, *refs):
-        out_ref, log_ref, hidden_ref, *buffers = refs
-        arrive, read = fetched(s, blocks_ref, keys_ref, values_ref, *buffers)
-        hide(s, told_ref, hidden_ref)
+        def score(first, n):
+            """Scores of a part of a query's blocks."""
+            i, part = divided(n, s.parts)
+            step = first * s.parts + n
+            keys_come(step)
+            laid = s.keys.laid(query_ref[first + i])
+            for at, chunk in s.chunks:
+                scores_ref[part, i, :, chunk] = s.keys.scores(laid, keys_of(step, at))
 
-        def one(t):
-            def part(i, old):
-                step = t * s.parts + i
-                arrive(step)
-                chunks = [read(step, at) for at in range(0, s.together, s.chunk)]
-                return meet(padded(query_ref[t]), hidden_keys(s, hidden_ref, t, i), chunks, old)
+        def attend(first, i):
+            """Of a query: gives the logarithm of its sum."""
 
-            if s.parts == 1:
-                largest, total, attended = part(0, None)
-            else:
-                start = jnp.full((s.share, 1), LEAST), jnp.zeros((s.share, 1))
-                start = *start, jnp.zeros((s.share, s.stored_widths[1]))
-                largest, total, attended = jax.lax.fori_loop(0, s.parts, part, start)
-            some, attended = total > 0, attended[:, : s.value_width]
-            out_ref[t] = (attended / jnp.where(some, total, 1)).astype(out_ref.dtype)
+            def masked(part, largest):
+                for piece in s.pieces:
+                    x = scores_ref[part, i, :, piece] * scale + hidden_ref[part, i, :, piece]
+                    scores_ref[part, i, :, piece] = x
+                    largest = x if largest is None else jnp.maximum(largest, x)
+                return largest
+
+            largest = several(s.parts, masked).max(1, keepdims=True)
+            largest = jnp.maximum(largest, LEAST)
+
+            def part(n, old):
+                step = (first + i) * s.parts + n
+                values_come(step)
+                total = 0
+                for piece in s.pieces:
+                    weights = jnp.exp2(scores_ref[n, i, :, piece] - largest)
+                    weights_ref[i, :, piece] = weights.astype(s.dtype)
+                    total += weights
+                sums = [
+                    s.values.sums(weights_ref[i, :, chunk], values_of(step, at))
+                    for at, chunk in s.chunks
+                ]
+                found = total.sum(1, keepdims=True), *map(sum, zip(*sums, strict=True))
+                return tuple(map(jnp.add, old, found)) if old else found
+
+            total, *sums = several(s.parts, part)
+            some, attended = total > 0, s.values.whole(sums)
+            out_ref[first + i] = (attended / jnp.where(some, total, 1)).astype(out_ref.dtype)
             return jnp.where(some, largest * math.log(2) + jnp.log(total), MASKED)
 
-        unroll = UNROLL[matrix_width()]
+        def strip(first):
+            hide(s, first, told_ref, order_ref, hidden_ref)
+            mixed(STRIP * s.parts, SCORED, lambda n: score(first, n))
 
-        def several(i, _):
-            logs = log_ref[...]
-            at = jax.lax.broadcasted_iota(jnp.int32, logs.shape, 1)
-            for t in (i * unroll + n for n in range(unroll)):
-                logs = jnp.where(at == t, one(t), logs)
-            log_ref[...] = logs
+            def attend_some(m, _):
+                logs = log_ref[...]
+                at = jax.lax.broadcasted_iota(jnp.int32, logs.shape, 1)
+                for i in range(ATTENDED):
+                    i += m * ATTENDED
+                    logs = jnp.where(at == first + i, attend(first, i), logs)
+                log_ref[...] = logs
 
-        jax.lax.fori_loop(0, TILE // unroll, several, None)
+            jax.lax.fori_loop(0, STRIP // ATTENDED, attend_some, None)
+
+        mixed(TILE // STRIP, 1, lambda i: strip(i * STRIP))
 
     out, log_sum = pl.pallas_call(
         kernel,
@@ -247,7 +290,12 @@ def selected_forward(
             jax.ShapeDtypeStruct((s.batch, s.length, s.groups, s.share, s.value_width), s.dtype),
             jax.ShapeDtypeStruct((s.batch, s.groups, s.share, s.length), jnp.float32),
         ],
-        scratch_shapes=buffers(s),
+        scratch_shapes=[
+            hidden_buffer(s),
+            pltpu.VMEM((s.parts, STRIP, s.share, s.together * s.size), jnp.float32),
+            pltpu.VMEM((STRIP, s.share, s.together * s.size), s.dtype),
+            *buffers(s, *s.stored),
+        ],
         compiler_params=compiler_params(2, 1),
         cost_estimate=s.cost(s.width + s.value_width, passes=1),
         name="selected_forward",
@@ -255,8 +303,8 @@ def selected_forward(
     )(
         *told(blocks, reach, keys.shape[1], s),
         by_group(query, s.groups),
-        stored(keys, s),
-        stored(values, s),
+        s.keys.stored(keys),
+        s.values.stored(values),
     )
     return ungrouped(out, query.shape[1]), of_heads(log_sum, query.shape[1])
 
@@ -272,11 +320,12 @@ def of_heads(sums: Float[Array, "B G R S"], length: int) -> Float[Array, "B H T"
 
 
 def told_specs(sizes: Sizes) -> list[pl.BlockSpec]:
-    """What is told of a tile of queries, as scalars and as rows."""
+    """What is told of a tile of queries, as scalars and as rows; and the order of keys."""
     shape = (None, None, None, 1, TILE * sizes.slots)
     scalars = pl.BlockSpec(shape, lambda b, g, i: (b, g, i, 0, 0), memory_space=pltpu.SMEM)
     rows = pl.BlockSpec((None, None, TILE, 2 + sizes.slots), lambda b, g, i: (b, g, i, 0))
-    return [scalars, rows]
+    order = pl.BlockSpec((2, sizes.together * sizes.size), lambda b, g, i: (0, 0))
+    return [scalars, rows, order]
 
 
 def heads_spec(sizes: Sizes, width: int) -> pl.BlockSpec:
@@ -291,111 +340,115 @@ def stored_specs(sizes: Sizes) -> list[pl.BlockSpec]:
         return [pl.BlockSpec(memory_space=pl.ANY)] * 2
     return [
         pl.BlockSpec(
-            (None, None, sizes.count + 1, sizes.size, width),
+            (None, None, sizes.count + 1, stored.rows, LANES),
             lambda b, g, i: (b, g, 0, 0, 0),
             pipeline_mode=pl.Buffered(1),
         )
-        for width in sizes.stored_widths
+        for stored in sizes.stored
     ]
 
 
-def buffers(sizes: Sizes) -> list[Any]:
-    """Memory for what is hidden of a tile; and for two queries' blocks, if not all are there."""
-    hidden = pltpu.VMEM((sizes.parts, TILE, 1, sizes.together * sizes.size), jnp.float32)
+def buffers(sizes: Sizes, *stored: Packed) -> list[Any]:
+    """Memory for the blocks of two steps, of each of those, if they are not all there."""
     if sizes.resident:
-        return [hidden]
-    return [
-        hidden,
-        *(
-            pltpu.VMEM((2, sizes.together, sizes.size, width), sizes.dtype)
-            for width in sizes.stored_widths
-        ),
-        pltpu.SemaphoreType.DMA((2, 2)),
-    ]
+        return []
+    found = list[Any]()
+    for one in stored:
+        found.append(pltpu.VMEM((2, sizes.together, one.rows, LANES), sizes.dtype))
+        found.append(pltpu.SemaphoreType.DMA((2,)))
+    return found
 
 
-def hide(sizes: Sizes, told_ref: Any, hidden_ref: Any) -> None:
-    """Leaves 0 for each key of each query's blocks that it reads, and MASKED for others.
+def hidden_buffer(sizes: Sizes) -> Any:
+    """Memory for what is hidden of a strip."""
+    return pltpu.VMEM((sizes.parts, STRIP, 1, sizes.together * sizes.size), jnp.float32)
+
+
+def hide(sizes: Sizes, first: Any, told_ref: Any, order_ref: Any, hidden_ref: Any) -> None:
+    """Leaves 0 for each key of a strip's queries' blocks that it reads, and MASKED for others.
 
     A product gives each of a block's keys the block's number, exactly: in two pieces of 8 bits.
     """
-    s, keys = sizes, sizes.together * sizes.size
-    slot = jax.lax.broadcasted_iota(jnp.int32, (s.together, keys), 0) * s.size
-    lane = jax.lax.broadcasted_iota(jnp.int32, (s.together, keys), 1)
-    spread = ((lane >= slot) & (lane < slot + s.size)).astype(jnp.bfloat16)
-    place = jax.lax.broadcasted_iota(jnp.int32, (STRIP, s.together), 1)
-
-    def strip(i, _):
-        rows = pl.ds(pl.multiple_of(i * STRIP, STRIP), STRIP)
-        first, span = told_ref[rows, :1], told_ref[rows, 1:2].astype(jnp.uint32)
-        for part in range(s.parts):
-            begin = 2 + part * s.together
-            blocks = told_ref[rows, begin : begin + s.together] - place  # so that lanes count on
-            pieces = [jax.lax.shift_right_arithmetic(blocks, 8), blocks & 255]
-            high, low = (product(x.astype(jnp.bfloat16), spread, (1, 0)) for x in pieces)
-            key = (high * 256 + low).astype(jnp.int32) * s.size
-            key += jax.lax.broadcasted_iota(jnp.int32, key.shape, 1)
-            seen = (key - first).astype(jnp.uint32) <= span
-            hidden = jnp.where(seen, 0.0, MASKED)
-            for n in range(STRIP):
-                hidden_ref[part, i * STRIP + n] = hidden[n : n + 1]
-
-    jax.lax.fori_loop(0, TILE // STRIP, strip, None)
-
-
-def hidden_keys(sizes: Sizes, hidden_ref: Any, t: Any, part: Any) -> list[Any]:
-    """What to add to the scores of a query, [1, keys], chunk by chunk of a part of its blocks."""
-    width = sizes.chunk * sizes.size
-    return [
-        hidden_ref[part, t, :, pl.ds(at * width, width)]
-        for at in range(sizes.together // sizes.chunk)
-    ]
+    s, slot, place = sizes, order_ref[:1], order_ref[1:]
+    slots = jax.lax.broadcasted_iota(jnp.int32, (s.together, slot.shape[1]), 0)
+    spread = (slots == slot).astype(jnp.bfloat16)
+    rows = pl.ds(pl.multiple_of(first, STRIP), STRIP)
+    begin, span = told_ref[rows, :1], told_ref[rows, 1:2].astype(jnp.uint32)
+    for part in range(s.parts):
+        blocks = told_ref[rows, pl.ds(2 + part * s.together, s.together)]
+        pieces = [jax.lax.shift_right_arithmetic(blocks, 8), blocks & 255]
+        high, low = (product(x.astype(jnp.bfloat16), spread, (1, 0)) for x in pieces)
+        key = (high * 256 + low).astype(jnp.int32) * s.size + place
+        seen = (key - begin).astype(jnp.uint32) <= span
+        hidden = jnp.where(seen, 0.0, MASKED)
+        for n in range(STRIP):
+            hidden_ref[part, n] = hidden[n : n + 1]
 
 
 def fetched(
-    sizes: Sizes, blocks_ref: Any, keys_ref: Any, values_ref: Any, *buffers: Any
-) -> tuple[Callable[[Any], None], Callable[[Any, int], tuple[Any, Any]]]:
+    sizes: Sizes, blocks_ref: Any, ref: Any, *buffers: Any
+) -> tuple[Callable[[Any], None], Callable[[Any, int], list[Any]]]:
     """How to come by the blocks of a step: of a part of the blocks of a query, in order.
+
+    Args:
+      sizes: of the call.
+      blocks_ref: their numbers.
+      ref: of the keys, or the values, of one head; or of all, with `buffers` for two steps.
 
     Returns:
       A function to be called before each step, from the first one of a tile to the last.
-      One that gives keys and values of a chunk of a step's blocks, or of the step's before.
+      One that gives a chunk of a step's blocks.
     """
     s = sizes
     if s.resident:
 
         def look_up(step, at):
             slots = range(at, at + s.chunk)
-            blocks = [blocks_ref[0, step * s.together + slot] for slot in slots]
-            return tuple(joined([ref[n] for n in blocks]) for ref in (keys_ref, values_ref))
+            return [ref.at[blocks_ref[0, step * s.together + slot]] for slot in slots]
 
         return lambda step: None, look_up
 
-    *stores, semaphores = buffers
+    store, semaphores = buffers
     row, group, steps = pl.program_id(0), pl.program_id(1), TILE * s.parts
 
     def start(step):
         side = jax.lax.rem(step, 2)
         for n in range(s.together):
             block = blocks_ref[0, step * s.together + n]
-            for i, (ref, store) in enumerate(zip((keys_ref, values_ref), stores, strict=True)):
-                copy = (ref.at[row, group, block], store.at[side, n], semaphores.at[i, side])
-                pltpu.make_async_copy(*copy).start()
+            copy = ref.at[row, group, block], store.at[side, n], semaphores.at[side]
+            pltpu.make_async_copy(*copy).start()
 
     def arrive(step):
         side = jax.lax.rem(step, 2)
         pl.when(step == 0)(lambda: start(step))
         pl.when(step + 1 < steps)(lambda: start(step + 1))
-        for i, store in enumerate(stores):
-            pltpu.make_async_copy(store.at[side], store.at[side], semaphores.at[i, side]).wait()
+        pltpu.make_async_copy(store.at[side], store.at[side], semaphores.at[side]).wait()
 
     def read(step, at):
         side = jax.lax.rem(step, 2)
-        return tuple(joined([store[side, at + n] for n in range(s.chunk)]) for store in stores)
+        return [store.at[side, at + n] for n in range(s.chunk)]
 
     return arrive, read
 
 
-def joined(blocks: Sequence[Any]) -> Any:
-    """Rows of blocks below one another."""
-    return jnp.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+def mixed(count: int, each: int, one: Callable[[Any], None]) -> None:
+    """Does one thing after another, so many in a loop's body that their instructions mix."""
+
+    def some(i, _):
+        for n in range(each):
+            one(i * each + n)
+
+    jax.lax.fori_loop(0, count // each, some, None)
+
+
+def several(count: int, one: Callable[[Any, Any], Any]) -> Any:
+    """What comes of one step after another, each of which takes what came before: None at first."""
+    first = one(0, None)
+    if count == 1:
+        return first
+    return jax.lax.fori_loop(0, count - 1, lambda i, before: one(i + 1, before), first)
+
+
+def divided(n: Any, by: int) -> tuple[Any, Any]:
+    """Quotient and remainder."""
+    return (n, 0) if by == 1 else (jax.lax.div(n, by), jax.lax.rem(n, by))

@@ -1,0 +1,101 @@
+"""How heads lie in memory, and how a kernel for TPU reads several of them in a step.
+
+A linear map writes a position's heads side by side, and reads them so. Where the heads of a step
+fill whole rows of lanes together, a kernel takes their columns of that, and turns those that begin
+within a row: its units for it have little else to do. So nothing is copied around the kernel.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jax.experimental import pallas as pl
+
+from lineage_jax.kernels.blocks import LANES, aligned
+from lineage_jax.typing import Array, Float
+
+Places = Callable[..., tuple[Any, Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """How the heads of a step lie in memory.
+
+    Attributes:
+      count: how many there are in a step.
+      width: of one.
+    """
+
+    count: int
+    width: int
+
+    @property
+    def beside(self) -> bool:
+        """Whether they are side by side, [B, T, H K], and not matrices, [B, H, T, K]."""
+        return aligned(self.count * self.width)
+
+    def stored(self, heads: Float[Array, "B T H K"]) -> Float[Array, "..."]:
+        """Heads as a kernel reads them."""
+        if self.beside:
+            return heads.reshape(*heads.shape[:2], -1)
+        return heads.swapaxes(1, 2)
+
+    def unstored(self, heads: Float[Array, "..."]) -> Float[Array, "B T H K"]:
+        """Heads that a kernel wrote."""
+        if self.beside:
+            return heads.reshape(*heads.shape[:2], -1, self.width)
+        return heads.swapaxes(1, 2)
+
+    def shape(self, batch: int, length: int, heads: int) -> tuple[int, ...]:
+        """Of all heads."""
+        if self.beside:
+            return batch, length, heads * self.width
+        return batch, heads, length, self.width
+
+    def spec(self, rows: int, where: Places) -> pl.BlockSpec:
+        """Some positions of the heads of a step.
+
+        Args:
+          rows: how many positions.
+          where: from indices of the grid to the row of the batch, the heads, and the positions, by
+            number among those of other steps.
+        """
+
+        def columns(*at):
+            n, h, i = where(*at)
+            return n, i, h
+
+        def matrices(*at):
+            return *where(*at), 0
+
+        if self.beside:
+            return pl.BlockSpec((None, rows, self.count * self.width), columns)
+        return pl.BlockSpec((None, self.count, rows, self.width), matrices)
+
+    def at(self, head: int, rows: slice) -> tuple[Any, slice]:
+        """Where some positions of a head are in a step's block, [rows, K]."""
+        if self.beside:
+            return rows, slice(head * self.width, (head + 1) * self.width)
+        return head, rows
+
+
+def keys_spec(rows: int, width: int, where: Places) -> pl.BlockSpec:
+    """Some keys or values of one head as they are `blocks.stored`, from any row of lanes on.
+
+    Args:
+      rows: how many.
+      width: of one.
+      where: from indices of the grid to the row of the batch, the head, and the first key.
+    """
+
+    def columns(*at):
+        n, g, start = where(*at)
+        return n, pl.multiple_of(start, LANES), pl.multiple_of(g * width, LANES)
+
+    def matrix(*at):
+        n, g, start = where(*at)
+        return n, g, pl.multiple_of(start, LANES), 0
+
+    if aligned(width):
+        return pl.BlockSpec((None, pl.Element(rows), pl.Element(width)), columns)
+    return pl.BlockSpec((None, None, pl.Element(rows), pl.Element(width)), matrix)
