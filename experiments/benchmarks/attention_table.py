@@ -35,7 +35,9 @@ def with_sum(of_length: Mapping[str, Any]) -> dict[str, Any]:
     for direction in DIRECTIONS:
         keys = set.intersection(*(set(part[direction]) for part in parts))
         keys &= {"milliseconds", "spills", "around"}
-        summed[direction] = {key: sum(part[direction][key] for part in parts) for key in keys}
+        summed[direction] = {
+            key: round(sum(part[direction][key] for part in parts), 3) for key in keys
+        }
     return {**of_length, "sparse": summed}
 
 
