@@ -51,7 +51,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `torch.nn.LSTM`s, padded rows too",
             "the paper's size has the paper's 384 M parameters",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on two meshes = one device",
             "decoding token by token = the whole",
         ),
         claims=("source_reversal",),
@@ -69,7 +69,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal a loop written from appendix A",
             "weights sum to one over the source, and never touch padding",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on two meshes = one device",
             "decoding token by token = the whole",
         ),
         claims=("long_sentences",),
@@ -87,7 +87,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "all seven variants equal a loop written from section 3, gradients too",
             "local windows are zero outside, and predicted ones a Gaussian within",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on two meshes = one device",
             "decoding token by token = the whole",
         ),
         claims=("attention_scores",),
@@ -124,7 +124,7 @@ LINEAGE: tuple[Milestone, ...] = (
             "outputs and gradients equal `torch.nn.LSTM`s, their dropped weights given",
             "one mask a step for weights, one a row for activations; dropped words are nowhere",
             "averaging begins where algorithm 1 begins it, and a resumed run goes on bit for bit",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on two meshes = one device",
         ),
         claims=("weight_drop", "label_efficiency"),
         notebook="colab/02_pretrain_and_transfer.py",
@@ -140,7 +140,7 @@ LINEAGE: tuple[Milestone, ...] = (
         new="one decoder, trained on the next token alone",
         proved=(
             "outputs and gradients equal `transformers` OpenAI GPT and GPT-2",
-            "sharded over 8 devices on three meshes = one device",
+            "sharded over 8 devices on five meshes = one device",
             "cached decoding = the full forward pass",
         ),
         claims=("transfer", "zero_shot", "in_context"),
@@ -158,7 +158,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` BERT, under each head",
             "every position sees every other, and nothing sees padding",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on three meshes = one device",
         ),
         claims=("both_sides",),
         notebook="colab/02_pretrain_and_transfer.py",
@@ -175,7 +175,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` RoBERTa",
             "masks repeat in no epoch, and are a function of seed and step",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on three meshes = one device",
         ),
         claims=("pairs_and_masks",),
     ),
@@ -191,7 +191,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` ALBERT, the shared block's too",
             "parameters as the paper's table 1 prints them",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on two meshes = one device",
         ),
         claims=("sentence_order",),
     ),
@@ -207,7 +207,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` T5, versions 1.0 and 1.1",
             "the bias of positions depends on distance alone",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on three meshes = one device",
             "cached decoding = the full forward pass, for prompts of unequal length too",
         ),
         claims=("denoising",),
@@ -225,7 +225,7 @@ LINEAGE: tuple[Milestone, ...] = (
         proved=(
             "outputs and gradients equal `transformers` DistilBERT",
             "a student begins as every second layer of its teacher",
-            "sharded over 8 devices on five meshes = one device",
+            "sharded over 8 devices on three meshes = one device",
         ),
         claims=("distillation",),
     ),

@@ -610,7 +610,8 @@ MESHES = (
     MeshConfig(data=2, context=2, tensor=2),
     MeshConfig(data=1, stage=2, fsdp=2, context=2),
 )
-# With the rest of the axes, and others beside stages: for a decoder and for a translator.
+# With the rest of the axes, and others beside stages: for a decoder, for a translator, and for what
+# takes whole sequences.
 MORE_MESHES = (MeshConfig(data=2, expert=2, context=2), MeshConfig(data=2, stage=2, tensor=2))
 
 
@@ -633,7 +634,9 @@ def test_sharded_over_eight_devices_is_one_device(check_sharded, config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", ["gpt", "transformer"], indirect=True, scope="session")
+@pytest.mark.parametrize(
+    "subject", ["gpt", "transformer", "native_sparse", "moba"], indirect=True, scope="session"
+)
 @pytest.mark.parametrize("config", MORE_MESHES, ids=shown)
 def test_sharded_over_more_meshes_is_one_device(check_sharded, config):
     check_sharded(config)
