@@ -44,9 +44,9 @@ from scaling.sweep import CHUNK, run, runs_table
 
 # %%
 full = laptop()
+BUDGETS = 4, 8, 16
 sizes = tuple(
-    dataclasses.replace(size, budgets=tuple(CHUNK * n for n in (4, 8, 16)))
-    for size in full.sizes[:5]
+    dataclasses.replace(size, budgets=tuple(CHUNK * n for n in BUDGETS)) for size in full.sizes[:5]
 )
 sweep = dataclasses.replace(full, name="notebook", sizes=sizes, eval_batches=8)
 for size in sweep.sizes:

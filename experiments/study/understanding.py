@@ -8,16 +8,14 @@ import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from experiments import masked
 from experiments.masked import MaskingConfig
 from experiments.study.encoders import OPTIMIZER, EncoderArm, PythonText
 from experiments.study.heldout import heldout_means
-from experiments.study.training import Recipe, stack, train
+from experiments.study.training import Recipe, programs, stack, train
 from lineage_jax.data.masking import MaskedBatches, Pairs
 from lineage_jax.data.tokens import TokenStream
 from lineage_jax.models.bert import PairClassifier, TokenClassifier
@@ -78,11 +76,11 @@ def fine_tuned(
       frozen: whether the encoder stays as it is.
     """
     rows, heldout = sides
-    first = jax.jit(lambda key: nn.meta.unbox(masked.init(module, key)))(jax.random.key(seed))
-    head = {name: value for name, value in first.items() if name != "encoder"}
-    encoder = {"encoder": pretrained["encoder"]}
     objective = on_frozen(loss_fn) if frozen else loss_fn
     recipe = Recipe(module=module, init=masked.init, loss_fn=objective, optimizer=OPTIMIZER)
+    first = programs(recipe)[0](seed)
+    head = {name: value for name, value in first.items() if name != "encoder"}
+    encoder = {"encoder": pretrained["encoder"]}
 
     def batch(step: int) -> dict[str, np.ndarray]:
         count = len(rows["tokens"])
