@@ -10,7 +10,7 @@ and products of the next parts begin before the softmax of one ends: both keep t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ from lineage_jax.kernels.blocks import (
     aligned,
 )
 from lineage_jax.kernels.intervals import Intervals
-from lineage_jax.typing import Array, Float
+from lineage_jax.typing import Array, Float, Int
 
 LOWEST = jnp.iinfo(jnp.int32).min
 VMEM_BYTES = 64 * 2**20
@@ -60,14 +60,26 @@ class Parts(NamedTuple):
         """
         rows, columns = within(blocks.rows, self.queries), within(blocks.columns, self.keys)
         parts = [(a, b) for a in columns for b in rows]
-        begun, ready = [begin(*part) for part in parts[: self.ahead]], list[Any]()
-        for n, part in enumerate(parts):
-            begun += [begin(*later) for later in parts[n + self.ahead :][:1]]
-            ready.append(middle(begun[n], *part))
-            if n >= self.behind:
-                end(ready[n - self.behind], *parts[n - self.behind])
-        for n in range(max(0, len(parts) - self.behind), len(parts)):
-            end(ready[n], *parts[n])
+        in_turn(parts, begin, middle, end, self.ahead, self.behind)
+
+
+def in_turn(
+    parts: Sequence[tuple[Any, ...]],
+    begin: Callable,
+    middle: Callable,
+    end: Callable,
+    ahead: int,
+    behind: int,
+) -> None:
+    """`end(middle(begin(*part), *part), *part)` of all parts, some at a time, as `Parts` says."""
+    begun, ready = [begin(*part) for part in parts[:ahead]], list[Any]()
+    for n, part in enumerate(parts):
+        begun += [begin(*later) for later in parts[n + ahead :][:1]]
+        ready.append(middle(begun[n], *part))
+        if n >= behind:
+            end(ready[n - behind], *parts[n - behind])
+    for n in range(max(0, len(parts) - behind), len(parts)):
+        end(ready[n], *parts[n])
 
 
 def within(size: int, most: int) -> list[slice]:
@@ -98,8 +110,13 @@ class Told(NamedTuple):
 
 def told(pairs: Pairs, reads: Intervals) -> Told:
     """In the form that kernels take."""
+    return Told(*pairs, counted(reads))
+
+
+def counted(reads: Intervals) -> Int[Array, "B 2 T"]:
+    """The first key that each query reads, and how many, as `hide` takes them."""
     count = jnp.maximum(reads.last - reads.first + 1, 0)
-    return Told(*pairs, jnp.stack((reads.first, count), axis=1) + LOWEST)
+    return jnp.stack((reads.first, count), axis=1) + LOWEST
 
 
 def hide(scores: Any, reads: Any, start: Any) -> Any:

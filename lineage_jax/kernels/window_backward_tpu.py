@@ -13,17 +13,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.bands import LATE, MEET, TILE_AT, WIDE, WRITE, Band, walk
 from lineage_jax.kernels.blocks import LANES, MASKED, stored, unstored
-from lineage_jax.kernels.flash_tpu import block_of_head, compiler_params, product, stored_shape
+from lineage_jax.kernels.flash_tpu import (
+    block_of_head,
+    compiler_params,
+    counted,
+    hide,
+    in_turn,
+    product,
+    stored_shape,
+)
 from lineage_jax.kernels.heads_tpu import Heads, keys_spec
 from lineage_jax.kernels.intervals import Intervals
-from lineage_jax.kernels.window_tpu import (
-    hidden_from,
-    in_turn,
-    padded,
-    pairs,
-    tile,
-    told,
-)
+from lineage_jax.kernels.window_tpu import padded, pairs, tile
 from lineage_jax.typing import Array, Float
 
 AHEAD, BEHIND = 1, 1
@@ -77,7 +78,7 @@ def window_backward(
             near = pl.ds(pl.multiple_of(late * LANES, LANES), columns)
             slots = [jax.lax.rem(block + late + i, ring) for i in range(columns // LANES)]
             first = (block + late) * LANES
-            hidden_ref[:columns] = hidden_from(reads_ref[0], first, columns)
+            hidden_ref[:columns] = hide(jnp.zeros((columns, LANES)), reads_ref[0], first)
             turned = keys_ref[near].T
 
             def facts(row, heads):
@@ -115,7 +116,8 @@ def window_backward(
                     keys_sum[slot] += of_keys[:, tile(i)]
                     values_sum[slot] += of_values[:, tile(i)]
 
-            in_turn(pairs(b.together), score, weigh, add, AHEAD, BEHIND)
+            parts = [(heads,) for heads in pairs(b.together)]
+            in_turn(parts, score, weigh, add, AHEAD, BEHIND)
 
         if b.wide == b.columns:
             pl.when(code & MEET != 0)(lambda: meet(b.columns))
@@ -204,7 +206,7 @@ def window_backward(
         name="window_backward",
         interpret=interpret,
     )(
-        *(steps.codes.ravel(), steps.blocks.ravel(), told(reads), queries),
+        *(steps.codes.ravel(), steps.blocks.ravel(), counted(reads), queries),
         *(*map(stored, near), outs, grads, facts),
     )
     of_keys, of_values = (

@@ -6,8 +6,6 @@ before those of one are exponentiated. What is hidden from a tile is found out o
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,15 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lineage_jax.kernels.bands import Band, band_of, meeting
 from lineage_jax.kernels.blocks import LANES, MASKED, Expected, stored
-from lineage_jax.kernels.flash_tpu import LOWEST, compiler_params, product, roomy
+from lineage_jax.kernels.flash_tpu import (
+    LOWEST,
+    compiler_params,
+    counted,
+    hide,
+    in_turn,
+    product,
+    roomy,
+)
 from lineage_jax.kernels.heads_tpu import Heads, keys_spec
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float
@@ -90,24 +96,22 @@ def window_forward(
                 start = pl.multiple_of(begin - bases[step], LANES)
                 at.append(pl.ds(start, columns))
                 turned.append(values_ref[at[j]].T)
-                hidden = hidden_from(reads_ref[0, :, tile(j)], begin, columns)
+                hidden = hide(jnp.zeros((columns, LANES)), reads_ref[0, :, tile(j)], begin)
                 hidden_ref[j, :columns] = hidden
 
-            def score(part):
-                j, heads = part
+            def score(j, heads):
                 query = jnp.concatenate([query_ref[of_query.at(h, tile(j))] for h in heads])
                 return product(keys_ref[at[j]], query, (1, 1)) * scale  # keys, queries of the heads
 
-            def weigh(scores, part):
-                j, heads = part
+            def weigh(scores, j, heads):
                 scores += jnp.concatenate([hidden_ref[j, :columns]] * len(heads), 1)
                 largest = scores.max(0, keepdims=True)
                 weights = jnp.exp2(scores - largest)
                 total = weights.sum(0, keepdims=True)
                 return largest, total, weights.astype(values_ref.dtype)
 
-            def add(weighed, part):
-                (j, heads), (largest, total, weights) = part, weighed
+            def add(weighed, j, heads):
+                largest, total, weights = weighed
                 any_key = jnp.concatenate([reads_ref[0, 1:, tile(j)] > LOWEST] * len(heads), 1)
                 out = product(turned[j], weights, (1, 0))
                 out = jnp.where(any_key, out / total, 0)
@@ -170,7 +174,7 @@ def window_forward(
         ),
         name="window_forward",
         interpret=interpret,
-    )(*(x.astype(jnp.int32).ravel() for x in tiles), told(reads), queries, *map(stored, near))
+    )(*(x.astype(jnp.int32).ravel() for x in tiles), counted(reads), queries, *map(stored, near))
     log_sum = log_sum.reshape(b.batch, b.heads, b.length)
     return of_out.unstored(out)[:, :length], log_sum[..., :length]
 
@@ -185,38 +189,6 @@ def pairs(count: int) -> list[range]:
     return [range(n, min(n + PAIR, count)) for n in range(0, count, PAIR)]
 
 
-def hidden_from(reads: Any, begin: Any, count: int) -> Any:
-    """What to add to the scores of some keys, [keys, queries]: MASKED where a key is not read.
-
-    Args:
-      reads: the first key of each query, and how many, [2, queries]; LOWEST is added to both.
-      begin: the first of the keys.
-      count: how many.
-    """
-    keys = jax.lax.broadcasted_iota(jnp.int32, (count, reads.shape[1]), 0) + begin
-    return jnp.where(keys - reads[:1] < reads[1:], 0.0, MASKED)
-
-
-def in_turn(
-    parts: Sequence[Any], begin: Callable, middle: Callable, end: Callable, ahead: int, behind: int
-) -> None:
-    """`end(middle(begin(part), part), part)` of all parts, some at a time."""
-    begun, ready = [begin(part) for part in parts[:ahead]], list[Any]()
-    for n, part in enumerate(parts):
-        begun += [begin(later) for later in parts[n + ahead :][:1]]
-        ready.append(middle(begun[n], part))
-        if n >= behind:
-            end(ready[n - behind], parts[n - behind])
-    for n in range(max(0, len(parts) - behind), len(parts)):
-        end(ready[n], parts[n])
-
-
 def padded(x: Float[Array, "B T H K"], length: int) -> Float[Array, "B S H K"]:
     """With as many positions more as there are too few."""
     return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
-
-
-def told(reads: Intervals) -> Array:
-    """What each query reads, [#B, 2, T], as `hidden_from` takes it."""
-    count = jnp.maximum(reads.last - reads.first + 1, 0)
-    return jnp.stack((reads.first, count), axis=1) + LOWEST
