@@ -189,7 +189,7 @@ for name, (module, init, loss_fn, batches) in reading.items():
     recipe = Recipe(module=module, init=init, loss_fn=loss_fn, optimizer=READING)
     read[name] = train(recipe, batches, seed=0, peak=5e-3, updates=UPDATES)
     batch = jax.tree.map(lambda x: x[0], batches(10_000, 1))
-    loss, _ = loss_fn(module, train=False)(read[name], {}, batch, jax.random.key(0))
+    loss, _ = jax.jit(loss_fn(module, train=False))(read[name], {}, batch, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(read[name]))
     print(f"{name:>7}: {size:>7,} parameters, {loss:.2f} nats a predicted word")
 
@@ -230,7 +230,8 @@ def classifier_init(module, key):
 
 pooled = ULMFiTClassifier(ClassifierConfig(**vars(lstm), num_labels=len(NAMES)))
 extracted, first = Classifier(with_marks), SequenceClassifier(Bert(encoder))
-counted = nn.meta.unbox(ulmfit_tuning.init(pooled, jax.random.key(0))[1])  # by batch norm
+begun = jax.jit(functools.partial(ulmfit_tuning.init, pooled))(jax.random.key(0))
+counted = nn.meta.unbox(begun[1])  # by batch norm
 at_ends = Marks(start=special.cls, between=special.sep, end=special.sep, padding=special.padding)
 
 

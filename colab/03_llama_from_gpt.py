@@ -240,10 +240,8 @@ short = tokens[:2, :48]
 learned = GPT(gpt.tiny().model)
 random = jax.jit(learned.init)(jax.random.key(0), short)["params"]
 for name, model, weights in (("LLaMA", whole, moved), ("GPT", learned, nn.unbox(random))):
-    first, shifted = (
-        model.apply({"params": weights}, short, jnp.arange(48)[None].repeat(2, 0) + start)[0]
-        for start in (0, 70)
-    )
+    score, places = jax.jit(model.apply), jnp.arange(48)[None].repeat(2, 0)
+    first, shifted = (score({"params": weights}, short, places + start)[0] for start in (0, 70))
     print(
         f"{name:>6}: largest difference of a score, shifted: {jnp.abs(first - shifted).max():.1e}"
     )

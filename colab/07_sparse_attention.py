@@ -21,6 +21,7 @@
 # %%
 # In Colab, first:  !pip install -q git+https://github.com/lineage-jax/lineage_jax
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +184,8 @@ sentence = (
 )
 ids = jnp.asarray([list(sentence.encode())])
 module, params = models["sparse attention"], trained["sparse attention"]
-_, found = module.apply({"params": params}, ids, mutable=["intermediates"])
+look = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
+_, found = look({"params": params}, ids)
 weights = np.asarray(found["intermediates"]["blocks"]["attention"]["weights"][0])[:, 0]  # L H T S
 
 figure = Figure(figsize=(8.4, 4.6), layout="constrained")

@@ -1,11 +1,13 @@
 """Where a model looks: every head's map of attention, as a page or a figure."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -77,7 +79,8 @@ def attention_maps(folder: str, text: str, target: str | None = None) -> list[Ma
             raise ValueError(f"{folder}: a {type(config).__name__} is not shown")
         inputs, sides = (ids,), (words(tokenizer, ids),) * 2
     rows = [jnp.asarray(one, jnp.int32)[None] for one in inputs]
-    _, seen = module.apply({"params": params}, *rows, mutable=["intermediates"])
+    look = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
+    _, seen = look({"params": params}, *rows)
     maps = [
         named(path, np.asarray(value[0]), *sides)
         for path, value in flatten_dict(seen["intermediates"]).items()

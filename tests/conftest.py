@@ -1,5 +1,6 @@
 """Eight CPU devices, strict promotion, and XLA told to compile fast, not well."""
 
+import gc
 import os
 from importlib import metadata
 
@@ -7,6 +8,7 @@ flags = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # the other cores have workers of their own
 ]
 if metadata.version("jaxlib") < "0.11":  # later releases have one emitter, and refuse the flag
     flags.append("--xla_cpu_use_fusion_emitters=false")
@@ -41,6 +43,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--whole-notebooks", action="store_true", help="train as long as notebooks say"
     )
+
+
+def pytest_collection_finish():
+    """Traces make many objects and little garbage: it is looked for less often, not in modules."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):

@@ -45,13 +45,13 @@ def test_decoding_is_timed_against_transformers_on_equal_tokens(tmp_path, proces
 def test_the_steps_of_milestones_are_timed_in_turns(tmp_path, process_environment):
     result = tmp_path / "result.json"
     command = [sys.executable, "-m", "experiments.benchmarks.steps", "--rounds", "2"]
-    command += ["--milestones", "seq2seq", "bert", "--json", str(result)]
+    command += ["--milestones", "seq2seq", "llama", "--json", str(result)]
     done = subprocess.run(
         command, check=True, env=process_environment, capture_output=True, text=True
     )
     assert [line.split(" | ")[0] for line in done.stdout.splitlines()[-2:]] == [
         "| seq2seq",
-        "| bert",
+        "| llama",
     ]
     for told in json.loads(result.read_text())["results"]:
         assert len(told["seconds"]) == 2 and min(told["seconds"]) > 0

@@ -38,7 +38,7 @@ from lineage_jax.models import (
 )
 from lineage_jax.nn import LayerNorm, Mask, RMSNorm, sinusoids
 from lineage_jax.sharding import RULES, MeshConfig
-from lineage_jax.train.optim import OptimizerConfig, adamw
+from lineage_jax.train.optim import OptimizerConfig, adamw, scale_by_given_learning_rate
 from lineage_jax.train.state import TrainState
 from lineage_jax.train.step import LossFn, make_train_step, many_steps
 
@@ -460,7 +460,9 @@ RATE = 1e-2
 RECORD = optax.GradientTransformation(
     lambda params: params, lambda grads, state, params: (grads, grads)
 )
-RECORDING = optax.chain(RECORD, adamw(OPTIMIZER))
+# With few sums of its own to compile: what Adam does on a mesh, it does for all milestones.
+RECORDING = optax.chain(RECORD, scale_by_given_learning_rate())
+FAR = 1.0  # its rate: clipped gradients are small, and a small move of a parameter is rounding
 
 
 @pytest.fixture(scope="session", params=[milestone.name for milestone in LINEAGE])
@@ -543,7 +545,7 @@ def assert_close(ours, theirs, tolerance):
 
 
 def moved(before, after):
-    """How far a step went: about the learning rate, which a tolerance is then relative to."""
+    """How far a step went: what a tolerance is then relative to."""
     return jax.tree.map(lambda a, b: np.asarray(b) - np.asarray(a), before, after)
 
 
@@ -576,14 +578,13 @@ def test_the_scan_over_depth_is_the_loop_over_depth(scanned, subject, params, ba
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(unroll=2),
-        dict(remat="full"),
+        dict(unroll=2, remat="full"),
         *(
             pytest.param(dict(remat=x), marks=pytest.mark.slow)
             for x in ("dots", "inner", "attention")
         ),
     ],
-    ids=lambda changes: "-".join(map(str, *changes.items())),
+    ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_neither_unrolling_nor_recomputing_changes_loss_or_gradients(
     scanned, subject, params, batch, plain, changes
@@ -602,7 +603,7 @@ def recorded_step(subject):
 @pytest.fixture(scope="session")
 def whole(recorded_step, params, batch):
     """The step on one device."""
-    return jax.jit(recorded_step)(TrainState.create(params, RECORDING), batch, RATE)
+    return jax.jit(recorded_step)(TrainState.create(params, RECORDING), batch, FAR)
 
 
 MESHES = (
@@ -661,9 +662,9 @@ def sharded(subject, boxed, params, batch, recorded_step, whole, config):
     with sharding.use(mesh):
         if subject.refuses is not None and config.context > 1:
             with pytest.raises(ValueError, match=subject.refuses):
-                jax.jit(recorded_step)(state, rows, RATE)
+                jax.jit(recorded_step)(state, rows, FAR)
             return
-        new, metrics = jax.jit(recorded_step)(state, rows, RATE)
+        new, metrics = jax.jit(recorded_step)(state, rows, FAR)
 
     # The same sums in another order: float32 rounding (1.2e-7) of some hundred terms. A reduction
     # over the wrong axis, or one that is missing, is wrong by a factor.
@@ -709,6 +710,9 @@ def test_the_same_seed_gives_the_same_loss_bit_for_bit_and_another_other_dropout
     assert all((a != b) is dropout for a, b in zip(losses(5), losses(6), strict=True))
 
 
+@pytest.mark.parametrize(
+    "subject", ["ulmfit", "t5", "native_sparse"], indirect=True, scope="session"
+)
 def test_many_steps_in_one_program_are_the_steps_one_by_one(subject, params, counted):
     batches, rates = [subject.batch(i) for i in range(3)], jnp.asarray([1e-2, 0.0, 3e-2])
     one = TrainState.create(params, adamw(OPTIMIZER), seed=3)
@@ -735,10 +739,13 @@ def test_bfloat16_compute_gives_float32_logits_and_a_close_loss(subject, params,
     assert_close(gradients, plain[1], 2**-4)
 
 
+@pytest.mark.parametrize(  # one of each objective
+    "subject", ["t5", "roberta", "ulmfit", "llama"], indirect=True, scope="session"
+)
 def test_eight_micro_batches_of_unequal_masks_are_the_whole_batch(subject, params, batch, whole):
     loss_fn = subject.loss_fn(subject.model(), train=False)
-    step = make_train_step(loss_fn, adamw(OPTIMIZER), accumulate=8, max_grad_norm=0.1)
-    state, metrics = jax.jit(step)(TrainState.create(params, adamw(OPTIMIZER)), batch, RATE)
+    step = make_train_step(loss_fn, RECORDING, accumulate=8, max_grad_norm=0.1)
+    state, metrics = jax.jit(step)(TrainState.create(params, RECORDING), batch, FAR)
     counted = batch.get("target_mask", batch["mask"])
     assert metrics["loss"][1] == counted.sum()
     assert_close(metrics["loss"], whole[1]["loss"], 1e-6)

@@ -85,6 +85,7 @@ class PythonText:
             **how,
         )
 
+    @functools.cache  # noqa: B019 - few texts, and all arms read them
     def _loaded(self) -> Any:
         return load_text(
             TextData(

@@ -297,7 +297,7 @@ COMPILED = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("chip", "heads"),
     [
-        ("tpu7x:1x1x1", (64, 4, 192, 128)),
+        ("tpu7x:1x1x1", (16, 4, 192, 128)),
         ("v6e:1x1", (32, 8, 64, 64)),
         ("v4:1x1x1", (16, 4, 128, 128)),
     ],

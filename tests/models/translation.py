@@ -96,7 +96,6 @@ def check_rows_are_as_they_are_alone(module: nn.Module) -> None:
     for row in rows:
         projection = projection.at[row].set(jax.random.normal(jax.random.key(row), (LENGTH, VOCAB)))
 
-    @jax.jit
     def together(params):
         logits = module.apply({"params": params}, SOURCE, TOKENS, SOURCE_MASK, MASK)
         return jnp.sum(jnp.where(MASK[..., None], projection * logits, 0.0)), logits
@@ -106,7 +105,7 @@ def check_rows_are_as_they_are_alone(module: nn.Module) -> None:
         logits = module.apply({"params": params}, source[None], tokens[None])
         return jnp.sum(projection[row, : LENGTHS[row]] * logits[0]), logits[0]
 
-    gradient, logits = jax.grad(together, has_aux=True)(params)
+    gradient, logits = jax.jit(jax.grad(together, has_aux=True))(params)
     run = jax.jit(jax.grad(alone, has_aux=True), static_argnums=1)
     total = jax.tree.map(jnp.zeros_like, params)
     for row in rows:
