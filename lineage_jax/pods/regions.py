@@ -74,12 +74,16 @@ def regions(text: str) -> Region:
     places = dict[str, int]()
     for at, told in enumerate(bundles):
         places |= {number: at for number in PLACE.findall(told) if number not in places}
-    found = [(at, *jump) for at, told in enumerate(bundles) for jump in JUMP.findall(told)]
-    jumps = [(at, places[to]) for at, _, to in found]
+    found = [
+        (at, test, places.get(to, len(bundles)))  # what begins behind the last bundle is not named
+        for at, told in enumerate(bundles)
+        for test, to in JUMP.findall(told)
+    ]
+    jumps = [(at, to) for at, _, to in found]
     rounds = {test: int(count) for told in bundles for test, count in ROUNDS.findall(told)}
 
     loops = sorted((to, at + DELAY) for at, to in jumps if to <= at)
-    counts = {(places[to], at + DELAY): rounds[test] for at, test, to in found if test in rounds}
+    counts = {(to, at + DELAY): rounds[test] for at, test, to in found if test in rounds}
 
     branches = list[tuple[int, int]]()
     for at, to in sorted(jump for jump in jumps if jump[1] > jump[0]):

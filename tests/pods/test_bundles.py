@@ -90,6 +90,11 @@ def test_what_only_one_side_of_a_condition_has_is_a_branch_of_its_own():
     assert regions.regions(text(rows)) == Region(6, (Region(6), Region(3)))
 
 
+def test_a_branch_that_lasts_to_the_end_of_the_kernel_ends_there():
+    rows = ["", *("%1 = sbr.rel (%p1) target = $region1", *DELAY), "%v1 = vadd %v0", ""]
+    assert regions.regions(text(rows)) == Region(6, (Region(2),))
+
+
 def test_cycles_are_bundles_times_how_often_each_part_is_taken(monkeypatch):
     listing = Listing(regions.regions(text(STEPS)), spills=0)
     around, computed = 17 + 3, 6 + 3 + 4 * 7  # a small branch counts as if it were always taken
