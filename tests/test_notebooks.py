@@ -15,7 +15,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.py"))
 PUBLISHED = ROOT.parent / "shared" / "data" / "scaling" / "chinchilla_svg.csv"
-QUICK = {r"(?m)^(\w*UPDATES) = \d+$": r"\1 = 10", r"(?m)^BUDGETS = .*$": "BUDGETS = 1, 2, 4"}
+QUICK = {
+    r"(?m)^(\w*UPDATES) = \d+$": r"\1 = 10",
+    r"(?m)^BUDGETS = .*$": "BUDGETS = 1, 2, 4",
+    r"(?m)^COUNTS = .*$": "COUNTS = 1, 8",
+}
 
 
 @pytest.fixture

@@ -329,6 +329,8 @@ SUBJECTS = {
             hidden_dim=32,
             source_vocab_size=67,
             vocab_size=67,
+            alignment="local_p",
+            window=3,
             init_scale=0.5,
             dropout_rate=0.2,
         ),

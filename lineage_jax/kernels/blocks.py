@@ -281,20 +281,20 @@ def aligned(width: int) -> bool:
     return width % LANES == 0
 
 
-def stored(heads: Float[Array, "B T H K"]) -> Float[Array, "..."]:
+def stored(heads: Float[Array, "B T H K"], together: int = 1) -> Float[Array, "..."]:
     """Heads as kernels read them from memory: nothing between them and the products around.
 
-    A linear map writes a position's heads side by side, and reads them so. Where a head fills whole
-    rows of lanes, a kernel takes its columns of that: [B, T, H K]. Any other head has to be a
-    matrix of its own: [B, H, T, K].
+    A linear map writes a position's heads side by side, and reads them so. Where those that a step
+    of a kernel takes `together` fill whole rows of lanes, it takes their columns of that:
+    [B, T, H K]. Any other head has to be a matrix of its own: [B, H, T, K].
     """
-    if aligned(heads.shape[-1]):
+    if aligned(together * heads.shape[-1]):
         return heads.reshape(*heads.shape[:2], -1)
     return heads.swapaxes(1, 2)
 
 
-def unstored(stored: Float[Array, "..."], width: int) -> Float[Array, "B T H K"]:
+def unstored(stored: Float[Array, "..."], width: int, together: int = 1) -> Float[Array, "B T H K"]:
     """The heads of some width that are `stored` so."""
-    if aligned(width):
+    if aligned(together * width):
         return stored.reshape(*stored.shape[:2], -1, width)
     return stored.swapaxes(1, 2)

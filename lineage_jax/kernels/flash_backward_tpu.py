@@ -16,7 +16,6 @@ from jax.experimental.pallas import tpu as pltpu
 from lineage_jax.kernels.blocks import FIRST, LAST, Blocks, pairs_of
 from lineage_jax.kernels.flash_tpu import (
     Parts,
-    block_of_head,
     compiler_params,
     hide,
     metadata,
@@ -24,9 +23,9 @@ from lineage_jax.kernels.flash_tpu import (
     product,
     roomy,
     step_of,
-    stored_shape,
     told,
 )
+from lineage_jax.kernels.heads_tpu import Heads
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float
 
@@ -57,7 +56,7 @@ def inner_products(
         products = out_ref[...].astype(jnp.float32) * grad_ref[...].astype(jnp.float32)
         inner_ref[0, 0] = products.T.sum(0, keepdims=True)
 
-    block = block_of_head(b.value_width, b.rows, lambda n, h, i: (n, h, i))
+    block = Heads(b.value_width).spec(b.rows, lambda n, h, i: (n, h, i))
     return pl.pallas_call(
         kernel,
         grid=(b.batch, b.heads, b.num_rows),
@@ -220,7 +219,8 @@ def chunk_backward(
         n, h, i = of_queries(n, g, r, p, codes, number)
         return n, h, 0, i
 
-    queries = block_of_head(b.width, b.rows, of_queries)
+    of_key, of_value = Heads(b.width), Heads(b.value_width)
+    queries = of_key.spec(b.rows, of_queries)
     tiles, kept = b.batch * b.heads * b.pairs // b.chunks, b.chunk * size
     of_query_type = query.dtype if whole else jnp.float32
     more = [] if whole else [before]
@@ -231,16 +231,16 @@ def chunk_backward(
             grid=(b.batch, b.groups, b.share, given.steps),
             in_specs=[
                 *(pl.BlockSpec((1, 2, b.rows), row), queries),
-                block_of_head(b.width, size, of_keys),
-                block_of_head(b.value_width, size, of_keys),
-                block_of_head(b.value_width, b.rows, of_queries),
+                of_key.spec(size, of_keys),
+                of_value.spec(size, of_keys),
+                of_value.spec(b.rows, of_queries),
                 pl.BlockSpec((1, 1, 2, b.rows), head_row),
                 *([] if whole else [queries]),
             ],
             out_specs=[
                 queries,
-                block_of_head(b.width, kept, of_chunk),
-                block_of_head(b.value_width, kept, of_chunk),
+                of_key.spec(kept, of_chunk),
+                of_value.spec(kept, of_chunk),
             ],
             scratch_shapes=[
                 pltpu.VMEM((b.width, b.rows), jnp.float32),
@@ -250,10 +250,8 @@ def chunk_backward(
         ),
         out_shape=[
             jax.ShapeDtypeStruct(query.shape, of_query_type),
-            jax.ShapeDtypeStruct(stored_shape(b.batch, kept, b.groups, b.width), keys.dtype),
-            jax.ShapeDtypeStruct(
-                stored_shape(b.batch, kept, b.groups, b.value_width), values.dtype
-            ),
+            jax.ShapeDtypeStruct(of_key.shape(b.batch, kept, b.groups), keys.dtype),
+            jax.ShapeDtypeStruct(of_value.shape(b.batch, kept, b.groups), values.dtype),
         ],
         input_output_aliases={} if whole else {8: 0},
         compiler_params=compiler_params(2, 2),

@@ -29,8 +29,8 @@ from lineage_jax.kernels.blocks import (
     READ,
     Blocks,
     Pairs,
-    aligned,
 )
+from lineage_jax.kernels.heads_tpu import Heads
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float, Int
 
@@ -176,36 +176,6 @@ def product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
     )
 
 
-def block_of_head(
-    width: int, rows: int, where: Callable[..., tuple[Any, Any, Any]]
-) -> pl.BlockSpec:
-    """Positions of one head, [rows, width], of heads as they are stored.
-
-    Args:
-      width: of a head.
-      rows: how many positions.
-      where: from indices of the grid to the row of the batch, the head, and the block.
-    """
-
-    def columns(*at):
-        n, h, i = where(*at)
-        return n, i, h
-
-    def matrix(*at):
-        return *where(*at), 0
-
-    if aligned(width):
-        return pl.BlockSpec((None, rows, width), columns)
-    return pl.BlockSpec((None, None, rows, width), matrix)
-
-
-def stored_shape(batch: int, length: int, heads: int, width: int) -> tuple[int, ...]:
-    """Of heads as they are stored."""
-    if aligned(width):
-        return batch, length, heads * width
-    return batch, heads, length, width
-
-
 def forward(
     blocks: Blocks,
     told: Told,
@@ -275,6 +245,7 @@ def forward(
     def head_row(n, h, p, codes):
         return n, h, 0, step_of(lists, codes, n, p).queries
 
+    of_key, of_value = Heads(b.width), Heads(b.value_width)
     tiles = b.batch * b.heads * b.pairs
     return pl.pallas_call(
         kernel,
@@ -283,12 +254,12 @@ def forward(
             grid=(b.batch, b.heads, told.steps),
             in_specs=[
                 pl.BlockSpec((1, 2, b.rows), row),
-                block_of_head(b.width, b.rows, of_queries),
-                block_of_head(b.width, b.columns, of_keys),
-                block_of_head(b.value_width, b.columns, of_keys),
+                of_key.spec(b.rows, of_queries),
+                of_key.spec(b.columns, of_keys),
+                of_value.spec(b.columns, of_keys),
             ],
             out_specs=[
-                block_of_head(b.value_width, b.rows, of_queries),
+                of_value.spec(b.rows, of_queries),
                 pl.BlockSpec((1, 1, 1, b.rows), head_row),
             ],
             scratch_shapes=[
@@ -298,9 +269,7 @@ def forward(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(
-                stored_shape(b.batch, b.length, b.heads, b.value_width), values.dtype
-            ),
+            jax.ShapeDtypeStruct(of_value.shape(b.batch, b.length, b.heads), values.dtype),
             jax.ShapeDtypeStruct((b.batch, b.heads, 1, b.length), jnp.float32),
         ],
         compiler_params=compiler_params(2),

@@ -1,8 +1,8 @@
-"""How heads lie in memory, and how a kernel for TPU reads several of them in a step.
+"""How a kernel for TPU reads heads as they are stored: one or several of them in a step.
 
-A linear map writes a position's heads side by side, and reads them so. Where the heads of a step
-fill whole rows of lanes together, a kernel takes their columns of that, and turns those that begin
-within a row: its units for it have little else to do. So nothing is copied around the kernel.
+Where the heads of a step fill whole rows of lanes together, it takes their columns of what a linear
+map wrote, and turns those that begin within a row: its units for it have little else to do. So
+nothing is copied around the kernel.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.experimental import pallas as pl
 
-from lineage_jax.kernels.blocks import LANES, aligned
+from lineage_jax.kernels.blocks import LANES, aligned, stored, unstored
 from lineage_jax.typing import Array, Float
 
 Places = Callable[..., tuple[Any, Any, Any]]
@@ -22,38 +22,34 @@ class Heads:
     """How the heads of a step lie in memory.
 
     Attributes:
-      count: how many there are in a step.
       width: of one.
+      together: how many there are in a step.
     """
 
-    count: int
     width: int
+    together: int = 1
 
     @property
     def beside(self) -> bool:
-        """Whether they are side by side, [B, T, H K], and not matrices, [B, H, T, K]."""
-        return aligned(self.count * self.width)
+        """Whether all are side by side, [B, T, H K], and not matrices, [B, H, T, K]."""
+        return aligned(self.together * self.width)
 
     def stored(self, heads: Float[Array, "B T H K"]) -> Float[Array, "..."]:
         """Heads as a kernel reads them."""
-        if self.beside:
-            return heads.reshape(*heads.shape[:2], -1)
-        return heads.swapaxes(1, 2)
+        return stored(heads, self.together)
 
     def unstored(self, heads: Float[Array, "..."]) -> Float[Array, "B T H K"]:
         """Heads that a kernel wrote."""
-        if self.beside:
-            return heads.reshape(*heads.shape[:2], -1, self.width)
-        return heads.swapaxes(1, 2)
+        return unstored(heads, self.width, self.together)
 
     def shape(self, batch: int, length: int, heads: int) -> tuple[int, ...]:
-        """Of all heads."""
+        """Of all heads, as they are stored."""
         if self.beside:
             return batch, length, heads * self.width
         return batch, heads, length, self.width
 
     def spec(self, rows: int, where: Places) -> pl.BlockSpec:
-        """Some positions of the heads of a step.
+        """Some positions of the heads of a step; of one head, [rows, K].
 
         Args:
           rows: how many positions.
@@ -69,12 +65,13 @@ class Heads:
             return *where(*at), 0
 
         if self.beside:
-            return pl.BlockSpec((None, rows, self.count * self.width), columns)
-        return pl.BlockSpec((None, self.count, rows, self.width), matrices)
+            return pl.BlockSpec((None, rows, self.together * self.width), columns)
+        together = self.together if self.together > 1 else None
+        return pl.BlockSpec((None, together, rows, self.width), matrices)
 
     def at(self, head: int, rows: slice) -> tuple[Any, slice]:
         """Where some positions of a head are in a step's block, [rows, K]."""
-        if self.beside:
+        if self.beside or self.together == 1:
             return rows, slice(head * self.width, (head + 1) * self.width)
         return head, rows
 

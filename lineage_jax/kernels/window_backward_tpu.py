@@ -14,13 +14,11 @@ from jax.experimental.pallas import tpu as pltpu
 from lineage_jax.kernels.bands import LATE, MEET, TILE_AT, WIDE, WRITE, Band, walk
 from lineage_jax.kernels.blocks import LANES, MASKED, stored, unstored
 from lineage_jax.kernels.flash_tpu import (
-    block_of_head,
     compiler_params,
     counted,
     hide,
     in_turn,
     product,
-    stored_shape,
 )
 from lineage_jax.kernels.heads_tpu import Heads, keys_spec
 from lineage_jax.kernels.intervals import Intervals
@@ -55,7 +53,7 @@ def window_backward(
     b, lists = band, reads.first.shape[0]
     length, num_keys = query.shape[1], keys.shape[1]
     scale, log2_e = 1 / math.sqrt(b.width), math.log2(math.e)
-    of_query, of_out = Heads(b.together, b.width), Heads(b.together, b.value_width)
+    of_query, of_out = Heads(b.width, b.together), Heads(b.value_width, b.together)
     splits, ring, here = b.share // b.together, b.wide // LANES, slice(0, LANES)
     reads = b.padded(reads)
     steps = walk(b, reads)
@@ -180,7 +178,7 @@ def window_backward(
             ],
             out_specs=[
                 of_query_block,
-                *(block_of_head(width, LANES, written_at) for width in widths),
+                *(Heads(width).spec(LANES, written_at) for width in widths),
             ],
             scratch_shapes=[
                 *(pltpu.VMEM((ring, width, LANES), jnp.float32) for width in widths),
@@ -191,7 +189,7 @@ def window_backward(
             jax.ShapeDtypeStruct(queries.shape, query.dtype),
             *(
                 jax.ShapeDtypeStruct(
-                    stored_shape(b.batch, b.num_keys, parts, width),
+                    Heads(width).shape(b.batch, b.num_keys, parts),
                     dtype if splits == 1 else jnp.float32,
                 )
                 for width, dtype in zip(widths, types, strict=True)

@@ -79,7 +79,7 @@ def window_forward(
     """
     b, lists, length = band, reads.first.shape[0], query.shape[1]
     scale = math.log2(math.e) / math.sqrt(b.width)  # for powers of two, which are what a TPU has
-    of_query, of_out = Heads(b.together, b.width), Heads(b.together, b.value_width)
+    of_query, of_out = Heads(b.width, b.together), Heads(b.value_width, b.together)
     splits = b.share // b.together
     parts = [(j, heads) for j in range(b.tiles) for heads in pairs(b.together)]
     reads = b.padded(reads)

@@ -272,7 +272,7 @@ def test_a_step_takes_heads_or_tiles_of_queries():
 @pytest.mark.parametrize("width", [64, 128, 192, 12])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_heads_are_found_in_the_blocks_of_a_step(width, count):
-    heads, steps = Heads(count, width), 2
+    heads, steps = Heads(width, count), 2
     array = jnp.arange(16 * steps * count * width).reshape(1, 16, steps * count, width) * 1.0
     stored = heads.stored(array)
     assert stored.shape == heads.shape(1, 16, steps * count)

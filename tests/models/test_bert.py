@@ -165,6 +165,7 @@ def test_the_scan_over_depth_is_the_loop_over_depth(encoder, params, run, tokens
     np.testing.assert_allclose(run(tokens), looped, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", ["albert"], indirect=True, scope="module")  # no scan of its own
 @pytest.mark.parametrize("changes", [dict(remat="full"), dict(remat="dots"), dict(unroll=3)])
 def test_neither_recomputing_nor_unrolling_changes_gradients(encoder, params, tokens, changes):
     def gradients(model):

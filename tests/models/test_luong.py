@@ -321,11 +321,6 @@ def test_every_source_token_is_seen(kind):
     translation.check_every_real_source_token_is_seen(MODELS[kind])
 
 
-def test_sharded_over_eight_devices_is_one_device():
-    module = Luong(dataclasses.replace(TINY, embed_dim=6, hidden_dim=8, alignment="local_p"))
-    translation.check_sharded_is_whole(module)
-
-
 def test_half_precision_gives_float32_logits():
     half = Luong(dataclasses.replace(TINY, dtype="bfloat16"))
     translation.check_half_precision_gives_float32_logits_near_those_of_float32(Luong(TINY), half)

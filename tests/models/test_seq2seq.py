@@ -53,11 +53,6 @@ def test_every_source_token_is_seen():
     translation.check_every_real_source_token_is_seen(MODEL)
 
 
-def test_sharded_over_eight_devices_is_one_device():
-    module = Seq2Seq(dataclasses.replace(TINY, embed_dim=6, hidden_dim=8))
-    translation.check_sharded_is_whole(module)
-
-
 def test_half_precision_gives_float32_logits():
     half = Seq2Seq(dataclasses.replace(TINY, dtype="bfloat16"))
     translation.check_half_precision_gives_float32_logits_near_those_of_float32(MODEL, half)

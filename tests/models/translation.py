@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import PartitionSpec as P
 
-from lineage_jax import sharding
 from tests.nn.closeness import assert_same
 from tests.parity_table import record
 
@@ -181,22 +179,3 @@ def check_half_precision_gives_float32_logits_near_those_of_float32(module, half
     # 13 steps on end, each of which rounds its weights and its outputs to 2^-9 of themselves.
     error = jnp.sqrt(jnp.mean((logits[MASK] - expected) ** 2) / jnp.mean(expected**2))
     assert error < 13 * 2**-8
-
-
-def check_sharded_is_whole(module: nn.Module) -> None:
-    """On 8 devices, split by rows, by parameters and by units, the gradients are those of one."""
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
-    boxed = jax.eval_shape(module.init, jax.random.key(0), SOURCE, TOKENS)["params"]
-    params = params_of(module)
-
-    def loss(params, *inputs):
-        return jnp.sin(module.apply({"params": params}, *inputs)).mean()
-
-    inputs = (SOURCE, TOKENS, SOURCE_MASK, MASK)
-    whole = jax.jit(jax.value_and_grad(loss))(params, *inputs)
-    with sharding.use(mesh):
-        rows = jax.device_put(inputs, nn.logical_to_mesh_sharding(P("batch"), mesh))
-        split = jax.device_put(params, sharding.shardings(boxed, mesh))
-        found = jax.jit(jax.value_and_grad(loss))(split, *rows)
-    assert_same(found[0], whole[0])
-    assert_gradients(found[1], whole[1])
