@@ -90,6 +90,33 @@ def flash(**shares: tuple[float, float]) -> tuple[tuple[str, tuple[float, float]
     return tuple((f"flash_attention_{name}", both) for name, both in shares.items())
 
 
+def sparse(
+    *,
+    window: tuple[float, float],
+    compressed: float,
+    selected: tuple[float, float, float],
+) -> tuple[tuple[str, tuple[float, float]], ...]:
+    """Shares of the peak of the sparse branches' kernels, of scores masked or not.
+
+    They are of Yuan et al.'s shape at 65,536 tokens, and hardly depend on it, but for those of
+    compressed keys, which at 8192 are half as large (`experiments.benchmarks.attention --static`).
+
+    Args:
+      window: forward, and backward.
+      compressed: forward; its gradients are flash attention's.
+      selected: forward, and the gradients of queries and of keys.
+    """
+    shares = {
+        "window_forward": window[0],
+        "window_backward": window[1],
+        "compressed_forward": compressed,
+        "selected_forward": selected[0],
+        "selected_backward_queries": selected[1],
+        "selected_backward_keys": selected[2],
+    }
+    return tuple((name, (share, share)) for name, share in shares.items())
+
+
 V4 = Chip(
     name="v4",
     device_kind="TPU v4",
@@ -119,7 +146,8 @@ V5E = Chip(
     price=1.20,  # sky
     flags=ASYNC_COLLECTIVES + CONTINUATION_FUSION,
     products=0.88,
-    kernels=flash(forward=(0.73, 0.82), backward=(0.98, 1.00)),
+    kernels=flash(forward=(0.73, 0.82), backward=(0.98, 1.00))
+    + sparse(window=(0.73, 0.95), compressed=0.54, selected=(0.33, 0.39, 0.29)),
 )
 
 V5P = Chip(
@@ -134,7 +162,8 @@ V5P = Chip(
     wraps_at=4,
     price=4.20,  # sky
     products=0.90,
-    kernels=flash(forward=(0.69, 0.79), backward=(0.93, 1.00)),
+    kernels=flash(forward=(0.69, 0.79), backward=(0.93, 1.00))
+    + sparse(window=(0.73, 0.96), compressed=0.52, selected=(0.33, 0.39, 0.30)),
 )
 
 V6E = Chip(
@@ -150,7 +179,8 @@ V6E = Chip(
     price=2.70,  # sky
     flags=ASYNC_COLLECTIVES + SPARSE_CORES,
     products=0.70,
-    kernels=flash(forward=(0.28, 0.37), backward=(0.45, 0.55)),
+    kernels=flash(forward=(0.28, 0.37), backward=(0.45, 0.55))
+    + sparse(window=(0.40, 0.53), compressed=0.24, selected=(0.10, 0.11, 0.09)),
 )
 
 TPU7X = Chip(
@@ -165,7 +195,8 @@ TPU7X = Chip(
     wraps_at=4,
     devices=2,  # one for each core, with half of all this
     products=0.81,
-    kernels=flash(forward=(0.27, 0.35), backward=(0.41, 0.56)),
+    kernels=flash(forward=(0.27, 0.35), backward=(0.41, 0.56))
+    + sparse(window=(0.40, 0.54), compressed=0.24, selected=(0.09, 0.10, 0.08)),
 )
 
 SHAPES_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

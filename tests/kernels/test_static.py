@@ -1,5 +1,6 @@
 """The static table of attention on TPUs: what it multiplies, and what the compiler still makes."""
 
+import functools
 import importlib.util
 import json
 
@@ -11,6 +12,8 @@ from experiments.benchmarks import attention_counts, attention_static, attention
 from experiments.benchmarks.attention_counts import Shape, chosen_blocks, counts
 from experiments.benchmarks.attention_programs import program
 from lineage_jax.kernels import PAPER
+from lineage_jax.pods.aot import in_a_process
+from lineage_jax.pods.bundles import calls, on_chip
 
 COMPILED = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -148,6 +151,35 @@ def test_kernels_have_no_more_bundles_and_spills_than_are_stored(chip):
             assert kernel["spills"] <= known[name]["spills"], name
             for most, part in zip(known[name]["bundles"], kernel["bundles"], strict=True):
                 assert part <= max(1.02 * most, most + 8), (name, most, part)
+
+
+def stated(topology):
+    """FLOPs that each kernel of the sparse branches says it takes on a chip."""
+    found = {}
+    for branch in attention_table.SPARSE:
+        asked = program("backward", branch, Shape(length=65536))
+        traced = on_chip(asked.function, asked.arguments, topology, "trace")
+        for call in calls(traced.jaxpr.jaxpr):
+            found[branch, call.params["name"]] = call.params["cost_estimate"].flops
+    return found
+
+
+@pytest.mark.slow
+@COMPILED
+def test_the_planner_has_the_shares_of_the_peak_that_follow_from_the_table():
+    topology = attention_static.one_chip("v6e")
+    chip, found = (
+        topology.chip,
+        in_a_process(topology.chip.flags, functools.partial(stated, topology)),
+    )
+    told, ours = TOLD["v6e"]["lengths"]["65536"], dict(chip.kernels)
+    sparse = {name for name in ours if not name.startswith("flash")}
+    assert sparse == {name for _, name in found if name in sparse} and len(sparse) == 6
+    for (branch, name), flops in found.items():
+        if name in sparse:
+            seconds = 1e-3 * told[branch]["kernels"][name]["milliseconds"]
+            share = flops / chip.peak_flops / seconds
+            assert ours[name] == (pytest.approx(share, abs=0.01),) * 2, name
 
 
 AHEAD = [
