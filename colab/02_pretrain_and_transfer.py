@@ -151,12 +151,12 @@ print("             out:", shown(row["targets"][:9]))
 # %% [markdown]
 # ## 3. Read
 #
-# 400 updates each. The losses cannot be compared, as the questions are not the same: BERT and T5
+# 300 updates each. The losses cannot be compared, as the questions are not the same: BERT and T5
 # are asked for a sixth of the words, and so learn less from each row; and nobody can know which
 # number comes next.
 
 # %%
-UPDATES = 400
+UPDATES = 300
 SIZES = dict(num_layers=2, embed_dim=64)
 READING = OptimizerConfig(warmup_steps=30, weight_decay=0.0)
 rows = dict(max_len=LENGTH)
@@ -297,7 +297,7 @@ def accuracy(score, state, batches):
 
 
 TUNING_UPDATES = 100
-COUNTS = (1, 2, 4, 8)
+COUNTS = (1, 3, 8)
 found = {}
 for name, (module, init, loss_fn, make, score) in tuning.items():
     recipe = Recipe(module=module, init=init, loss_fn=loss_fn, optimizer=TUNING)
