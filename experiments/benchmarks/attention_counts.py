@@ -32,7 +32,7 @@ from lineage_jax.kernels.intervals import Intervals, intervals
 from lineage_jax.kernels.native_sparse import compressed_tpu
 from lineage_jax.kernels.native_sparse.chip_tpu import TILE
 from lineage_jax.kernels.native_sparse.config import compressed_reads
-from lineage_jax.kernels.native_sparse.selected_tpu import sizes
+from lineage_jax.kernels.native_sparse.selected_blocks_tpu import sizes
 
 Counts = tuple[int, ...]
 """Of one call of a kernel, all its steps together."""

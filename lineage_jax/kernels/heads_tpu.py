@@ -69,30 +69,28 @@ class Heads:
         together = self.together if self.together > 1 else None
         return pl.BlockSpec((None, together, rows, self.width), matrices)
 
+    def spec_from(self, rows: int, where: Places) -> pl.BlockSpec:
+        """Some positions of one head, from any row of lanes on, [rows, K].
+
+        Args:
+          rows: how many positions.
+          where: from indices of the grid to the row of the batch, the head, and the first position.
+        """
+
+        def columns(*at):
+            n, h, start = where(*at)
+            return n, pl.multiple_of(start, LANES), pl.multiple_of(h * self.width, LANES)
+
+        def matrix(*at):
+            n, h, start = where(*at)
+            return n, h, pl.multiple_of(start, LANES), 0
+
+        if self.beside:
+            return pl.BlockSpec((None, pl.Element(rows), pl.Element(self.width)), columns)
+        return pl.BlockSpec((None, None, pl.Element(rows), pl.Element(self.width)), matrix)
+
     def at(self, head: int, rows: slice) -> tuple[Any, slice]:
         """Where some positions of a head are in a step's block, [rows, K]."""
         if self.beside or self.together == 1:
             return rows, slice(head * self.width, (head + 1) * self.width)
         return head, rows
-
-
-def keys_spec(rows: int, width: int, where: Places) -> pl.BlockSpec:
-    """Some keys or values of one head as they are `blocks.stored`, from any row of lanes on.
-
-    Args:
-      rows: how many.
-      width: of one.
-      where: from indices of the grid to the row of the batch, the head, and the first key.
-    """
-
-    def columns(*at):
-        n, g, start = where(*at)
-        return n, pl.multiple_of(start, LANES), pl.multiple_of(g * width, LANES)
-
-    def matrix(*at):
-        n, g, start = where(*at)
-        return n, g, pl.multiple_of(start, LANES), 0
-
-    if aligned(width):
-        return pl.BlockSpec((None, pl.Element(rows), pl.Element(width)), columns)
-    return pl.BlockSpec((None, None, pl.Element(rows), pl.Element(width)), matrix)

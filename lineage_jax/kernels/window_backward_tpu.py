@@ -20,7 +20,7 @@ from lineage_jax.kernels.flash_tpu import (
     in_turn,
     product,
 )
-from lineage_jax.kernels.heads_tpu import Heads, keys_spec
+from lineage_jax.kernels.heads_tpu import Heads
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.window_tpu import padded, pairs, tile
 from lineage_jax.typing import Array, Float
@@ -172,7 +172,7 @@ def window_backward(
             in_specs=[
                 pl.BlockSpec((1, 2, LANES), reads_at),
                 of_query_block,
-                *(keys_spec(b.wide, x.shape[-1], keys_at) for x in near),
+                *(Heads(x.shape[-1]).spec_from(b.wide, keys_at) for x in near),
                 *(of_out_block, of_out_block),
                 pl.BlockSpec((None, 2, None, b.together, LANES), facts_at),
             ],

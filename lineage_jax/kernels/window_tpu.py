@@ -23,7 +23,7 @@ from lineage_jax.kernels.flash_tpu import (
     product,
     roomy,
 )
-from lineage_jax.kernels.heads_tpu import Heads, keys_spec
+from lineage_jax.kernels.heads_tpu import Heads
 from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.typing import Array, Float
 
@@ -154,7 +154,7 @@ def window_forward(
             in_specs=[
                 pl.BlockSpec((1, 2, b.rows), reads_at),
                 of_query.spec(b.rows, queries_at),
-                *(keys_spec(b.fetched, x.shape[-1], keys_at) for x in near),
+                *(Heads(x.shape[-1]).spec_from(b.fetched, keys_at) for x in near),
             ],
             out_specs=[
                 of_out.spec(b.rows, queries_at),

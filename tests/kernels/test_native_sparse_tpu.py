@@ -14,6 +14,7 @@ from lineage_jax.kernels.native_sparse import (
     compressed_tpu,
     reference,
     selected_backward_tpu,
+    selected_blocks_tpu,
     selected_tpu,
 )
 from lineage_jax.kernels.native_sparse.compressed_tpu import compressed_forward
@@ -116,14 +117,14 @@ def test_the_selected_branch_and_its_gradients_are_those_of_the_reference(
     monkeypatch, case, resident
 ):
     if not resident:
-        monkeypatch.setattr(selected_tpu, "SPARE_BYTES", 2**40)
+        monkeypatch.setattr(selected_blocks_tpu, "SPARE_BYTES", 2**40)
     if case.batch == 1:  # as many queries at once as on a TPU take long to compile
         for module in (selected_tpu, selected_backward_tpu):
             monkeypatch.setattr(module, "SCORED", 2)
             monkeypatch.setattr(module, "ATTENDED", 2)
     if case.config is LONG:
-        monkeypatch.setattr(selected_tpu, "TOGETHER", 8)
-        monkeypatch.setattr(selected_tpu, "matrix_width", lambda: 128)
+        monkeypatch.setattr(selected_blocks_tpu, "TOGETHER", 8)
+        monkeypatch.setattr(selected_blocks_tpu, "matrix_width", lambda: 128)
     arrays, reads = case.arrays(case.positions)
     blocks, config = case.blocks(), case.config
 

@@ -13,6 +13,8 @@ LEAST = MASKED / 2
 """Where the largest score of a query starts: masked scores have a weight of 0 beside it."""
 NOWHERE = 2**30
 """A position after all others."""
+SUBLANES = 8
+"""Rows of one of a TPU's vector registers."""
 TILE = 128
 """Queries of a step of the grid: one to a lane."""
 
@@ -57,6 +59,11 @@ def by_group(heads: Float[Array, "B T H K"], num_groups: int) -> Float[Array, "B
     """Query heads by the key-value head they read, in whole tiles of queries."""
     heads = whole_tiles(heads)
     return heads.reshape(*heads.shape[:2], num_groups, -1, heads.shape[-1])
+
+
+def ungrouped(heads: Float[Array, "B S G R K"], length: int) -> Float[Array, "B T H K"]:
+    """Query heads of the first positions, side by side."""
+    return heads.reshape(*heads.shape[:2], -1, heads.shape[-1])[:, :length]
 
 
 def spans(reach: Intervals, length: int) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:

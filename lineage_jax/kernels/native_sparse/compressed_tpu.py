@@ -27,6 +27,7 @@ from lineage_jax.kernels.intervals import Intervals
 from lineage_jax.kernels.native_sparse.chip_tpu import (
     LEAST,
     NOWHERE,
+    SUBLANES,
     TILE,
     compiler_params,
     matrix_width,
@@ -35,11 +36,10 @@ from lineage_jax.kernels.native_sparse.chip_tpu import (
     spans,
     whole_tiles,
 )
+from lineage_jax.kernels.native_sparse.choice_tpu import choose, in_order
 from lineage_jax.kernels.native_sparse.config import NSAConfig, compressed_reads
 from lineage_jax.typing import Array, Float, Int
 
-SUBLANES = 8
-"""Rows of one of a TPU's vector registers."""
 CHUNK = 256
 """Keys of a chunk, about: so many scores of 128 queries are half of all vector registers."""
 HEADS = {128: 2, 256: 4}
@@ -340,7 +340,7 @@ def compressed_forward(
         jax.lax.fori_loop(low, high, add_heads, jnp.zeros((1, TILE)))
 
         def take_best(k, taken):
-            best = choose(c, worth_ref, low, high, taken)
+            best = choose(worth_ref, low, high, taken)
             chosen_ref[pl.ds(k, 1)] = best
             return best
 
@@ -421,54 +421,3 @@ def in_strips(operation: Callable[[Any, Any], Any], rows: Any) -> Any:
 def beside(arrays: list[Any]) -> Any:
     """Arrays side by side."""
     return jnp.concatenate(arrays, 1) if len(arrays) > 1 else arrays[0]
-
-
-def choose(chunks: Chunks, worth_ref: Any, low: Any, high: Any, taken: Any) -> Any:
-    """The block worth most to each query, [1, queries], the lowest of several; NOWHERE if none.
-
-    Args:
-      chunks: of the call.
-      worth_ref: what blocks are worth, -inf for none, chunk by chunk; it forgets `taken`.
-      low, high: the first chunk to look at, and the one after the last.
-      taken: the block that was chosen before.
-    """
-    c = chunks
-    row = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, TILE), 0)
-
-    def look(i, best):
-        found = []
-        for n in range(0, c.blocks, SUBLANES):
-            here, begin = pl.ds(n, SUBLANES), i * c.blocks + n
-            worth = jnp.where(row == taken - begin, -jnp.inf, worth_ref[i, here])
-            worth_ref[i, here] = worth
-            found.append((worth, begin))
-        while len(found) > 1:  # neighbours, so that the lower one comes first
-            ends = found[len(found) // 2 * 2 :]
-            found = [better(*pair) for pair in zip(found[::2], found[1::2], strict=False)] + ends
-        return better(best, found[0])
-
-    start = jnp.full((SUBLANES, TILE), -jnp.inf), jnp.full((SUBLANES, TILE), NOWHERE)
-    most, where = jax.lax.fori_loop(low, high, look, start)
-    ties = most == most.max(0, keepdims=True)
-    return jnp.where(ties, where + row, 2 * NOWHERE - 1).min(0, keepdims=True)
-
-
-def better(one: tuple[Any, Any], other: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Of two worths, each with where it is, the larger; the first one if they are equal."""
-    more = other[0] > one[0]
-    return jnp.where(more, other[0], one[0]), jnp.where(more, other[1], one[1])
-
-
-def in_order(chosen_ref: Any, each: int) -> Any:
-    """Blocks [N, queries] from the lowest to the highest, and -1 for those that are none."""
-    blocks = chosen_ref[...]
-    row = jax.lax.broadcasted_iota(jnp.int32, blocks.shape, 0)
-    rank = jnp.zeros_like(blocks)
-    for n in range(each):
-        other = chosen_ref[n : n + 1]
-        rank += ((other < blocks) | ((other == blocks) & (n < row))).astype(jnp.int32)
-    chosen_ref[...] = rank
-    sorted_ = jnp.zeros_like(blocks)
-    for n in range(each):
-        sorted_ += jnp.where(chosen_ref[n : n + 1] == row, blocks[n : n + 1], 0)
-    return jnp.where(sorted_ < NOWHERE, sorted_, -1)

@@ -25,26 +25,28 @@ from lineage_jax.kernels.native_sparse.chip_tpu import (
     compiler_params,
     matrix_width,
     spans,
+    ungrouped,
 )
 from lineage_jax.kernels.native_sparse.config import NSAConfig
-from lineage_jax.kernels.native_sparse.selected_tpu import (
-    ATTENDED,
-    SCORED,
+from lineage_jax.kernels.native_sparse.selected_blocks_tpu import (
     STRIP,
     Sizes,
     buffers,
-    divided,
     fetched,
     heads_spec,
     hidden_buffer,
     hide,
-    mixed,
-    several,
     sizes,
     stored_specs,
     told,
     told_specs,
-    ungrouped,
+)
+from lineage_jax.kernels.native_sparse.selected_tpu import (
+    ATTENDED,
+    SCORED,
+    divided,
+    mixed,
+    several,
 )
 from lineage_jax.kernels.native_sparse.selectors import selectors
 from lineage_jax.typing import Array, Float, Int
