@@ -444,10 +444,9 @@ def gradients_at_the_size_of_a_paper(query, keys, values):
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU compiler is not installed: pip install 'lineage-jax[tpu]' (no TPU needed)",
 )
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
-def test_the_real_compiler_takes_the_kernels_forward_and_backward(chip):
+def test_the_real_compiler_takes_the_kernels_forward_and_backward():
     shapes = [(1, 8192, 16, 192), (1, 8192, 2, 192), (1, 8192, 2, 128)]
     heads = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
     names = ("flash_attention_forward", "flash_attention_backward", "inner_products")
-    topology = Topology.parse(f"{chip}:1x1")
+    topology = Topology.parse("v6e:1x1")  # for a v5e: tests/pods/test_live.py
     assert set(listings(gradients_at_the_size_of_a_paper, heads, topology, names)) == set(names)
