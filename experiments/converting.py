@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.saved import Saved, open_model
-from experiments.speaking import ENCODERS, tokenizers_of
+from experiments.speaking import ENCODERS, SOURCE_TOKENIZER, tokenizers_of
 from lineage_jax.data.labelled import LabelledData, read_labels
 from lineage_jax.models import bert, gpt, llama, t5, transformer
 from lineage_jax.pretrained import Pretrained
@@ -20,6 +20,8 @@ from lineage_jax.pretrained.weights import ARCHITECTURES
 def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> str:
     """Writes a run of ours, or a Hugging Face folder, as a Hugging Face folder.
 
+    A translator with a tokenizer for either language has that of the source in a folder of its own.
+
     Returns:
       A line that says what was written.
 
@@ -28,14 +30,22 @@ def convert(source: str | os.PathLike[str], destination: str | os.PathLike[str])
         holds a model already.
     """
     opened = open_model(source)
+    if isinstance(opened, Saved) and getattr(opened.experiment.data, "reverse_source", False):
+        raise ValueError(f"{source} reads its source last to first, and no class of theirs does")
     made = of_run(opened) if isinstance(opened, Saved) else opened
     made.save(destination)
     if isinstance(opened, Saved):
-        tokenizers_of(opened)[-1].save(destination)
+        tokenizers = tokenizers_of(opened)
+        reads, writes = tokenizers[0], tokenizers[-1]
+        writes.save(destination)
+        if reads is not writes:
+            reads.save(os.path.join(destination, SOURCE_TOKENIZER))
     else:
         for pattern in TOKENIZER_FILES:
             for path in pathlib.Path(source).glob(pattern):
                 shutil.copy(path, destination)
+        if os.path.isdir(reads_by := os.path.join(source, SOURCE_TOKENIZER)):
+            shutil.copytree(reads_by, os.path.join(destination, SOURCE_TOKENIZER))
     size = sum(leaf.size for leaf in jax.tree.leaves(made.params))
     return f"{destination}: {made.architecture.name}, {size:,} parameters"
 

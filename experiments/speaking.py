@@ -191,6 +191,10 @@ def config_and_params(opened: Saved | Pretrained) -> tuple[Any, Params]:
     return config, opened.params
 
 
+SOURCE_TOKENIZER = "source_tokenizer"
+"""In a Hugging Face folder, where a translator's tokenizer of what it reads is, if it has two."""
+
+
 def text_tokenizer(folder: str, opened: Saved | Pretrained | None = None) -> Tokenizer:
     """That which a model of one language was trained with; the folder is opened if it is not."""
     opened = open_model(folder) if opened is None else opened

@@ -1,6 +1,7 @@
 """Sentences translated, or any text made into another, by beam search."""
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -12,7 +13,13 @@ from flax import linen as nn
 
 from experiments import translation
 from experiments.saved import Saved, open_model
-from experiments.speaking import TRANSLATORS, config_and_params, laid_out, tokenizers_of
+from experiments.speaking import (
+    SOURCE_TOKENIZER,
+    TRANSLATORS,
+    config_and_params,
+    laid_out,
+    tokenizers_of,
+)
 from lineage_jax.data.pairs import PairsData
 from lineage_jax.data.tokenizers import Tokenizer, load_tokenizer
 from lineage_jax.pretrained import Pretrained
@@ -77,13 +84,13 @@ class Translator:
             raise ValueError(f"{folder}: wanted a translator, got {type(config).__name__}")
         made: dict[str, Any] = dict(module=TRANSLATORS[type(config)](config), params=params)
         if isinstance(opened, Pretrained):
-            both = load_tokenizer(folder)
+            reads, writes = pathlib.Path(folder) / SOURCE_TOKENIZER, load_tokenizer(folder)
             length = getattr(config, "max_len", TEXT_LEN)
             start = opened.theirs["decoder_start_token_id"]
             return cls(
                 **made,
-                source_tokenizer=both,
-                tokenizer=both,
+                source_tokenizer=load_tokenizer(reads) if reads.exists() else writes,
+                tokenizer=writes,
                 source_len=length,
                 target_len=length,
                 start=start,

@@ -193,6 +193,22 @@ def test_a_translator_becomes_marian(transformer_run, tmp_path):
         {"params": run.params}, jnp.asarray(ids), jnp.asarray(ids)
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    convert(tmp_path / "hf", tmp_path / "again")
+    ours = Translator.of(transformer_run, run)
+    for folder in ("hf", "again"):
+        theirs = Translator.of(str(tmp_path / folder), load(tmp_path / folder))
+        for text in ("nine hundred and sixty-two", "four"):
+            assert theirs.source(text).tolist() == ours.source(text).tolist()
+        assert theirs.tokenizer.decode(range(20, 40)) == ours.tokenizer.decode(range(20, 40))
+
+
+def test_a_translator_that_reads_backwards_has_no_class_of_theirs(tmp_path, monkeypatch):
+    small = transformer.experiment("tiny")
+    data = dataclasses.replace(small.data, reverse_source=True)
+    run = saved.Saved("run", dataclasses.replace(small, data=data), 0, {})
+    monkeypatch.setattr("experiments.converting.open_model", lambda folder: run)
+    with pytest.raises(ValueError, match="run reads its source last to first, and no class"):
+        convert("run", tmp_path / "hf")
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("gpt", 1), ("transformer", 3)])
