@@ -84,6 +84,14 @@ def test_three_kills_at_random_moments_change_no_bit_of_the_results(whole, start
 
 
 @pytest.mark.slow
+def test_two_workers_share_a_sweep_and_agree_with_one(whole, start, tmp_path):
+    folder = tmp_path / "sweep"
+    workers = [start(folder), start(folder)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+@pytest.mark.slow
 def test_workers_of_one_command_end_with_it_and_agree_with_one(whole, start, tmp_path):
     folder = tmp_path / "sweep"
     process = start(folder, num_workers=2)
